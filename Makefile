@@ -1,0 +1,47 @@
+# Everything works in .venv/, which `make venv` builds. `make help` lists what there is.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEBUG_SITE := build/debug-site
+SOURCES := $(shell find src -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.h') meson.build meson.options src/userswap/meson.build pyproject.toml
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.PHONY: help venv demo test lint debug clean
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+$(BIN)/.tools: pyproject.toml
+	@echo "==> setting up $(VENV) (once)"
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "userswap needs Python 3.11 or newer; say which with: make PYTHON=python3.12 " + "…")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install 'meson-python>=0.17' 'meson>=1.4' ninja 'cython>=3.1' 'numpy>=2.0' 'blosc2>=4.1' \
+	    'pytest>=8' 'hypothesis>=6' 'mypy>=1.11' 'ruff>=0.6' 'cython-lint>=0.16'
+	@touch $@
+
+$(BIN)/.built: $(BIN)/.tools $(SOURCES)
+	@echo "==> building userswap"
+	@mkdir -p build
+	@$(PIP) install --no-build-isolation --no-deps --force-reinstall -Cbuild-dir=build/release . || { echo "the build failed: its log is above"; exit 1; }
+	@touch $@
+
+venv: $(BIN)/.built  ## build .venv/ with userswap and the tools in it
+
+demo: $(BIN)/.built  ## the main job on real data, in less memory than it needs
+	@$(BIN)/python examples/demo.py
+
+test: $(BIN)/.built  ## run the tests
+	@$(BIN)/python -m pytest -q
+
+lint: $(BIN)/.built  ## ruff, mypy --strict, cython-lint
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/cython-lint --max-line-length 120 src
+
+debug: $(BIN)/.tools  ## the tests on a build with assertions, lock checks and injected delays
+	@mkdir -p build
+	@rm -rf $(DEBUG_SITE)
+	@$(PIP) install --no-build-isolation --no-deps --target $(DEBUG_SITE) -Cbuild-dir=build/debug -Csetup-args=-Dassertions=true -Csetup-args=-Dbuildtype=debugoptimized .
+	@USERSWAP_CHAOS=$${USERSWAP_CHAOS:-200} PYTHONPATH=$(DEBUG_SITE) $(BIN)/python -m pytest -q
+
+clean:  ## remove what was built, .venv/ too
+	@rm -rf build $(VENV)

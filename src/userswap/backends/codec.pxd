@@ -1,0 +1,30 @@
+# The codec: Blosc2 on contexts made once. A Worker is a set of contexts with two buffers; a thread
+# takes one, (de)compresses, gives it back. A recipe is a number that says codec, filter and item size.
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+
+cdef enum:
+    FOLIO_SHIFT = 16
+    FOLIO_BYTES = 65536
+    PACKED_BYTES = 69632        # a folio that does not compress, its header, rounded to slots
+    RECIPES = 9
+
+cdef struct Worker:
+    char* folio                 # FOLIO_BYTES, page aligned: decompressed data
+    char* packed                # PACKED_BYTES, page aligned: compressed data
+    void* compressors[RECIPES]
+    void* decompressor
+    Worker* next
+
+# 0, or -1 with the reason in `why` (codec_load), or -ENOMEM.
+cdef int codec_load(const char* library, char* why, int why_bytes) noexcept nogil
+cdef int codec_start(int workers) noexcept nogil                # makes workers up to this many
+cdef int64_t codec_metadata() noexcept nogil                    # bytes of RAM that the workers have
+cdef Worker* codec_take() noexcept nogil                        # waits for a free one
+cdef void codec_give(Worker* worker) noexcept nogil
+# Compresses `n` bytes to worker.packed: its length, or 0 when it does not save at least an eighth, or < 0.
+cdef int codec_compress(Worker* worker, int recipe, const void* data, int n) noexcept nogil
+# Tries every recipe on the data, returns the one to use from now on.
+cdef int codec_choose(Worker* worker, const void* data, int n) noexcept nogil
+# 0, or -EIO when the packed data is not whole or is not of n bytes.
+cdef int codec_decompress(Worker* worker, const void* packed, int length, void* data, int n) noexcept nogil
+cdef const char* recipe_name(int recipe) noexcept nogil

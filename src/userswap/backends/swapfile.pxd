@@ -1,0 +1,24 @@
+# A swap file as a device: slots of 4 KiB, allocated in runs from clusters of 512 (2 MiB), read and
+# written through one file descriptor with O_DIRECT where the file system allows it. Knows nothing of
+# what is in a slot. Opening and checking paths is Python's (swapfiles.py).
+from libc.stdint cimport int64_t, uint64_t
+
+cdef enum:
+    SLOT_BYTES = 4096
+    CLUSTER_SLOTS = 512
+
+cdef struct SwapFile
+
+# `limit`: most bytes the file may have. The descriptor is owned from now on and closed by delete.
+cdef SwapFile* swapfile_new(int fd, uint64_t limit, const char* name) noexcept nogil
+cdef void swapfile_delete(SwapFile* f) noexcept nogil
+cdef const char* swapfile_name(SwapFile* f) noexcept nogil
+# A run of `n` (1 .. 512) slots within one cluster: its first slot, or -ENOSPC.
+cdef int64_t swapfile_alloc(SwapFile* f, int n) noexcept nogil
+# Frees any part of a run; a cluster that becomes empty is given back to the file system (hole punched).
+cdef void swapfile_free(SwapFile* f, int64_t slot, int n) noexcept nogil
+# Whole transfers of n * SLOT_BYTES at a 4096-aligned buffer, EINTR and short transfers handled: 0 or -errno.
+cdef int swapfile_write(SwapFile* f, int64_t slot, int n, const void* buffer) noexcept nogil
+cdef int swapfile_read(SwapFile* f, int64_t slot, int n, void* buffer) noexcept nogil
+cdef int64_t swapfile_used(SwapFile* f) noexcept nogil          # slots in use
+cdef int64_t swapfile_metadata(SwapFile* f) noexcept nogil      # bytes of RAM for bitmaps

@@ -1,0 +1,1 @@
+"""Memory: regions, page tables, the fault handler, system calls, fork."""

@@ -1,0 +1,34 @@
+# System calls on swapped memory. The kernel may not fault on our regions (a buffer that is not
+# resident gives EFAULT), so libc's I/O functions are wrapped: make resident and pin, call, unpin.
+# The wrappers are put in by patching the import tables (GOT) of every loaded library but libc, the
+# loader and ourselves; a wrapped dlopen patches what is loaded later. Also wrapped here: sigaction and
+# signal (we stay the first SIGBUS handler) and the calls that would block SIGBUS in a thread.
+from libc.stdint cimport int64_t
+
+cdef extern from "<signal.h>" nogil:
+    ctypedef struct siginfo_t:
+        void* si_addr
+        int si_code
+    ctypedef struct sigset_t:
+        pass
+    struct sigaction:
+        void (*sa_sigaction)(int, siginfo_t*, void*) noexcept nogil
+        int sa_flags
+        sigset_t sa_mask
+
+# What the rooms beside this one give: is any part of the range ours; make a prefix of the range resident
+# and unevictable (returns how many bytes of it, at least one folio's worth and at most a share of the budget,
+# or -errno such as -EIO); undo that for exactly the bytes that were pinned. Ranges that are not ours
+# (or beyond a part that is) count as pinned at no cost. `writing`: the kernel will write there.
+cdef struct PinOps:
+    bint (*ours)(const void* start, size_t length) noexcept nogil
+    int64_t (*pin)(void* start, size_t length, bint writing) noexcept nogil
+    void (*unpin)(void* start, size_t length) noexcept nogil
+
+# Patches everything loaded now, and what is loaded from now on. Idempotent. 0 or -errno.
+cdef int syscalls_install(const PinOps* ops) noexcept nogil
+# Takes the first place among SIGBUS handlers: what was there, and what anybody installs later
+# through sigaction/signal, becomes the chain. 0 or -errno.
+cdef int sigbus_install(void (*handler)(int, siginfo_t*, void*) noexcept nogil) noexcept nogil
+# For the handler: this SIGBUS is not ours; do what would have happened without us.
+cdef void sigbus_chain(int signal, siginfo_t* info, void* context) noexcept nogil

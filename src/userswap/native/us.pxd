@@ -1,0 +1,34 @@
+# The interface of us.h: atomics, futex locks, time, assertions. See the comments there.
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+cdef extern from "us.h" nogil:
+    ctypedef struct us_mutex:
+        uint32_t state
+
+    void us_assert(bint condition, const char* rule) noexcept
+    bint us_debug() noexcept
+    void us_chaos() noexcept
+
+    uint64_t us_load(const uint64_t* p) noexcept
+    void us_store(uint64_t* p, uint64_t v) noexcept
+    bint us_cas(uint64_t* p, uint64_t seen, uint64_t next) noexcept
+    uint64_t us_swap(uint64_t* p, uint64_t v) noexcept
+    uint64_t us_or(uint64_t* p, uint64_t v) noexcept     # returns the word before
+    uint64_t us_and(uint64_t* p, uint64_t v) noexcept
+    int64_t us_add(int64_t* p, int64_t v) noexcept       # returns the sum after
+    int64_t us_read(const int64_t* p) noexcept
+    void us_write(int64_t* p, int64_t v) noexcept
+    void us_max(int64_t* p, int64_t v) noexcept
+    void* us_load_ptr(void** p) noexcept
+    void us_store_ptr(void** p, void* v) noexcept
+    void us_pause() noexcept
+
+    void us_futex_wait(uint32_t* p, uint32_t seen) noexcept
+    void us_futex_wake(uint32_t* p, int n) noexcept
+    bint us_trylock(us_mutex* m) noexcept
+    void us_lock(us_mutex* m) noexcept
+    void us_unlock(us_mutex* m) noexcept
+    void us_word_wait(uint64_t* p, uint64_t seen, uint64_t waiters) noexcept
+    void us_word_release(uint64_t* p, uint64_t next, uint64_t waiters) noexcept
+
+    int64_t us_now() noexcept                            # nanoseconds, monotonic

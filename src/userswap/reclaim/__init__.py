@@ -1,0 +1,1 @@
+"""Reclaim: the budget, and what leaves when."""

@@ -1,0 +1,1 @@
+"""The swap layer: swap id to entry, swap id to count. Knows no addresses."""

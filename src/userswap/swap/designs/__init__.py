@@ -1,0 +1,1 @@
+"""Designs of the SwapMap, one a file."""
