@@ -346,3 +346,8 @@ def speed(data: bytes, recipe: int, rounds: int) -> tuple[int, float, float]:
     t2 = us_now()
     codec_give(worker)
     return length, <double>n * turns / (t1 - t0), <double>n * turns / (t2 - t1)
+
+
+def metadata_bytes() -> int:
+    """RAM that the contexts and buffers take, bytes."""
+    return codec_metadata()
