@@ -101,9 +101,8 @@ def memory_limits(root: Path = Path("/")) -> list[Limit]:
     """
     most = min(total_ram(root), UNLIMITED)
     limits = []
-    for version, mount, mounted_from, cgroup in memory_hierarchies(root):
-        directory = inside(mount, mounted_from, cgroup)
-        top = root / mount.lstrip("/")
+    for version, top, mounted_from, cgroup in memory_hierarchies(root):
+        directory = inside(top, mounted_from, cgroup)
         while True:
             limit = limit_v2(directory) if version == 2 else limit_v1(directory)
             if limit is not None and limit[1] < most:
@@ -116,7 +115,7 @@ def memory_limits(root: Path = Path("/")) -> list[Limit]:
     return limits
 
 
-def memory_hierarchies(root: Path) -> Iterator[tuple[int, str, str, str]]:
+def memory_hierarchies(root: Path) -> Iterator[tuple[int, Path, str, str]]:
     """Yield (version, mount point, directory of the hierarchy mounted there, own cgroup), as /proc tells them."""
     own: dict[int, str] = {}
     for line in lines(root / "proc/self/cgroup"):
@@ -137,19 +136,18 @@ def memory_hierarchies(root: Path) -> Iterator[tuple[int, str, str, str]]:
         if version == 1 and "memory" not in kind[2].split(","):
             continue
         if version in own and version not in seen:
-            mount = unescaped(fields[4])
-            if (root / mount.lstrip("/")).is_dir():
+            mount = root / unescaped(fields[4]).lstrip("/")
+            if mount.is_dir():
                 seen.add(version)
-                yield version, str(root / mount.lstrip("/")), unescaped(fields[3]), own[version]
+                yield version, mount, unescaped(fields[3]), own[version]
 
 
-def inside(mount: str, mounted_from: str, cgroup: str) -> Path:
-    """Return the deepest directory under `mount` that stands for `cgroup`.
+def inside(top: Path, mounted_from: str, cgroup: str) -> Path:
+    """Return the deepest directory under the mount point `top` that stands for `cgroup`.
 
     Only the part of the hierarchy below `mounted_from` is visible there. A cgroup outside of it (a
     namespace writes "/../other") or one that is not visible is represented by the nearest one above it.
     """
-    top = Path(mount)
     below = cgroup
     if mounted_from != "/":
         if cgroup != mounted_from and not cgroup.startswith(mounted_from + "/"):
@@ -169,7 +167,9 @@ def inside(mount: str, mounted_from: str, cgroup: str) -> Path:
 def limit_v2(directory: Path) -> tuple[str, int, int] | None:
     """Return (file that limits, bytes allowed, bytes used) of a version 2 cgroup, None when it has no limit."""
     limits = [
-        (size, file) for file in ("memory.max", "memory.high") if (size := number(directory / file)) is not None
+        (size, file)
+        for file in ("memory.max", "memory.high")
+        if (size := number(directory / file)) is not None
     ]
     if not limits:
         return None
