@@ -1,0 +1,31 @@
+"""The errors userswap raises itself. Each message is a plain sentence: what happened, to what, what to do.
+
+They all derive from `UserswapError`, so that one `except` catches them; the command line prints the
+sentence and ends with exit code 2. Errors of the program that userswap runs are never among them.
+"""
+
+__all__ = ["BadSize", "BudgetError", "SwapPathError", "UnsupportedError", "UsageError", "UserswapError"]
+
+
+class UserswapError(Exception):
+    """Base of everything userswap raises; `str(error)` is the sentence for the user."""
+
+
+class BadSize(UserswapError, ValueError):  # noqa: N818 - reads as what it is: "bad size"
+    """A size that cannot be read as a number of bytes, or that makes no sense where it is used."""
+
+
+class BudgetError(UserswapError, ValueError):
+    """The RAM budget is too small to work with, or none could be worked out."""
+
+
+class SwapPathError(UserswapError):
+    """The place named for swap cannot be used: missing, not writable, full, in use, on tmpfs."""
+
+
+class UnsupportedError(UserswapError):
+    """This kernel, container or machine lacks something userswap needs, such as userfaultfd."""
+
+
+class UsageError(UserswapError):
+    """A command line that says something impossible."""
