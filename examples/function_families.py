@@ -2,9 +2,9 @@
 
     python function_families.py FUNCTIONS.npz [--json RESULT.json]
 
-FUNCTIONS.npz comes from read_functions.py. The program counts, for all pairs of functions, how many words and how
-many shapes of syntax they share; two square matrices hold the counts. The likeness of two functions is the share of
-what both have in what either has (the Jaccard index). From the matrices come
+FUNCTIONS.npz comes from read_functions.py. The program counts, for all pairs of functions, how many words and
+how many shapes of syntax they share; two square matrices hold the counts. The likeness of two functions is
+the share of what both have in what either has (the Jaccard index). From the matrices come
   - how alike two functions are in general: a histogram over all pairs,
   - for each function, the one most like it,
   - for each function, the one built alike from different words: copied, then renamed,
@@ -29,7 +29,9 @@ Ints = NDArray[np.int32]
 Floats = NDArray[np.float64]
 
 BLOCK_ROWS = 512  # rows of a matrix that are multiplied at a time
-CACHED_ROWS = 4  # rows that are looked at at a time, so that what is derived from them stays in the processor's cache
+CACHED_ROWS = (
+    4  # rows that are looked at at a time, so that what is derived from them stays in the processor's cache
+)
 FAMILY_LIKENESS = 0.8  # functions at least this alike are linked into one family
 RENAMED_SHAPES, RENAMED_WORDS = 0.9, 0.3  # at least as alike in shapes, at most as alike in words
 HISTOGRAM_STEPS = 50
@@ -82,7 +84,7 @@ class Progress:
 
 
 def incidence_of(sets: Sets) -> NDArray[np.float32]:
-    """Return the matrix with a row for each number and a column for each set: 1 where the set has the number."""
+    """Return a matrix with a row for each number, a column for each set, 1 where the set has the number."""
     matrix = np.zeros((sets.columns, len(sets.sizes)), dtype=np.float32)
     matrix[sets.items, np.repeat(np.arange(len(sets.sizes)), sets.sizes)] = 1
     return matrix
@@ -105,7 +107,8 @@ def count_shared(incidence: NDArray[np.float32], what: str) -> Ints:
 def jaccard(shared: Ints, sizes: Ints, others: Ints) -> Floats:
     """Turn counts of shared items into likenesses between 0 and 1."""
     either = sizes + others - shared
-    return shared / np.maximum(either, 1)
+    likeness: Floats = shared / np.maximum(either, 1)
+    return likeness
 
 
 def survey(
@@ -138,7 +141,7 @@ def survey(
 
 
 def spanning_tree(words: Ints, shapes: Ints, sizes: Ints) -> tuple[Ints, Floats]:
-    """Return the maximum spanning tree of likeness by Prim's algorithm: each node's parent and their likeness.
+    """Return the maximum spanning tree of likeness (Prim's algorithm): each node's parent and their likeness.
 
     Rows are read in the order in which the tree grows, which is any order.
     """
@@ -163,7 +166,7 @@ def spanning_tree(words: Ints, shapes: Ints, sizes: Ints) -> tuple[Ints, Floats]
 
 
 def cut_into_families(parent: Ints, weight: Floats) -> list[list[int]]:
-    """Cut the tree where functions are less alike than a family is; return the parts of two or more, in order."""
+    """Cut the tree where functions are less alike than a family is; return the parts of two or more."""
     group = list(range(len(parent)))
 
     def top(i: int) -> int:
@@ -185,7 +188,7 @@ def digest_of(matrix: Ints, what: str) -> str:
     sha = hashlib.sha256()
     progress = Progress(what, len(matrix))
     for i in range(0, len(matrix), BLOCK_ROWS):
-        sha.update(matrix[i : i + BLOCK_ROWS])
+        sha.update(matrix[i : i + BLOCK_ROWS].data)
         progress.reach(min(i + BLOCK_ROWS, len(matrix)))
     return sha.hexdigest()
 

@@ -2,10 +2,10 @@
 
     python read_functions.py OUTPUT.npz [--functions N]
 
-The sources are the standard library, then the installed packages, then the standard library's own tests, until
+The sources are the standard library, then the installed packages, then the tests that come with them, until
 there are N functions. A function's *words* are the names and short strings in it; its *shapes* are the ways
 its syntax nests (`If.test>Compare`). Both are sets of small numbers: the hash of each word or shape, modulo the
-number of columns that the comparison has for it. Every source file counts once, however often it is installed.
+number of columns that the comparison has for it. A source file counts once, however often it is installed.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 WORD_COLUMNS = 2048
 SHAPE_COLUMNS = 1024
 SHORTEST_FUNCTION = 6  # lines; below that two functions are alike by chance
 LONGEST_STRING = 40  # characters; longer strings are texts, not words
-SMALL_FOLDERS = {"test", "tests", "idle_test", "__pycache__", "lib2to3"}
+LAST_FOLDERS = {"test", "tests", "idle_test", "__pycache__", "lib2to3"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def describe(label: str, function: ast.AST) -> Function:
 
 
 def functions_in(source: bytes, label: str) -> Iterator[Function]:
-    """Yield the functions and methods of one file, from top to bottom; inner functions belong to their outer one."""
+    """Yield the functions and methods of one file, top to bottom; inner ones belong to their outer one."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -93,7 +94,7 @@ def functions_in(source: bytes, label: str) -> Iterator[Function]:
 
 
 def source_files() -> list[tuple[Path, str]]:
-    """List the source files of this machine's Python, those of most interest first, with their short names."""
+    """List the source files of this machine's Python and their short names, those of most interest first."""
     paths = sysconfig.get_paths()
     stdlib = Path(paths["stdlib"])
     packages = sorted({Path(paths["purelib"]), Path(paths["platlib"])})
@@ -104,7 +105,7 @@ def source_files() -> list[tuple[Path, str]]:
             inside = path.relative_to(root)
             if root == stdlib and ("site-packages" in inside.parts or "dist-packages" in inside.parts):
                 continue
-            (last if SMALL_FOLDERS & set(inside.parts) else first).append((path, str(inside)))
+            (last if LAST_FOLDERS & set(inside.parts) else first).append((path, str(inside)))
     return first + last
 
 
@@ -136,8 +137,8 @@ def read_functions(wanted: int) -> tuple[list[Function], int, int]:
     return functions[:wanted], files, size
 
 
-def pack(sets: list[frozenset[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Put sets of numbers behind one another: all items, and where each set starts (with the end as the last one)."""
+def pack(sets: list[frozenset[int]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Put sets of numbers behind one another: all items, and where each set starts (and, last, the end)."""
     starts = np.cumsum([0] + [len(one) for one in sets]).astype(np.int64)
     items = np.fromiter((item for one in sets for item in sorted(one)), np.int32, int(starts[-1]))
     return items, starts
