@@ -1,8 +1,8 @@
 """The demo: an unchanged NumPy program runs in a quarter of the memory that its arrays need (`make demo`).
 
 The program is function_families.py: it compares every function of the installed Python sources with every
-other. It runs twice, plainly and under `userswap run`, and both results must be the same to the last bit; a part of
-them is also computed in another way, with Python's integers as sets. No network, no root, no swap partition.
+other. It runs twice, plainly and under `userswap run`; both results must be the same to the last bit, and a
+part of them is computed in another way too, with Python's integers as sets. No network, no root, no swap partition.
 """
 
 from __future__ import annotations
@@ -264,8 +264,11 @@ def tell(sources: Sources, result: dict[str, Any]) -> None:
         if likeness >= 0.9 and labels[i].split(":")[0] != labels[j].split(":")[0]:
             pairs.append((-sources.shapes[i].bit_count(), *sorted((i, j))))
     print("  Built alike from different words:")
-    for _, i, j in sorted(set(pairs))[:3]:
-        print(f"    {labels[i]}  and  {labels[j]}")
+    told: set[int] = set()
+    for _, i, j in sorted(set(pairs)):
+        if len(told) < 6 and not told & {i, j}:
+            told |= {i, j}
+            print(f"    {labels[i]}  and  {labels[j]}")
 
 
 def compare_results(plain: dict[str, Any], swapped: dict[str, Any]) -> None:

@@ -74,6 +74,7 @@ class Progress:
         self.what = what
         self.total = max(total, 1)
         self.shown = -1
+        self.reach(0)
 
     def reach(self, done: int) -> None:
         """Say that `done` of the total is done."""

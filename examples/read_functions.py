@@ -4,8 +4,8 @@
 
 The sources are the standard library, then the installed packages, then the tests that come with them, until
 there are N functions. A function's *words* are the names and short strings in it; its *shapes* are the ways
-its syntax nests (`If.test>Compare`). Both are sets of small numbers: the hash of each word or shape, modulo the
-number of columns that the comparison has for it. A source file counts once, however often it is installed.
+its syntax nests (`If.test>Compare`). Both are sets of small numbers: the hash of each word or shape, modulo
+the number of columns that the comparison has for it. A source file counts once, however often it is there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 WORD_COLUMNS = 2048
 SHAPE_COLUMNS = 1024
-SHORTEST_FUNCTION = 6  # lines; below that two functions are alike by chance
+SHORTEST_FUNCTION = 6  # lines; in shorter ones, or with fewer words and shapes, two are alike by chance
+FEWEST_WORDS, FEWEST_SHAPES = 5, 12
 LONGEST_STRING = 40  # characters; longer strings are texts, not words
 LAST_FOLDERS = {"test", "tests", "idle_test", "__pycache__", "lib2to3"}
 
@@ -93,6 +94,11 @@ def functions_in(source: bytes, label: str) -> Iterator[Function]:
                     yield describe(f"{label}:{prefix}{name}", node)
 
 
+def is_big_enough(function: Function) -> bool:
+    """Tell whether there is enough in a function to call it like another one."""
+    return len(function.words) >= FEWEST_WORDS and len(function.shapes) >= FEWEST_SHAPES
+
+
 def source_files() -> list[tuple[Path, str]]:
     """List the source files of this machine's Python and their short names, those of most interest first."""
     paths = sysconfig.get_paths()
@@ -125,7 +131,7 @@ def read_functions(wanted: int) -> tuple[list[Function], int, int]:
         if digest in seen:
             continue
         seen.add(digest)
-        found = [one for one in functions_in(source, label) if one.words and one.shapes]
+        found = [one for one in functions_in(source, label) if is_big_enough(one)]
         if found:
             functions += found
             files += 1
