@@ -2,7 +2,7 @@
 
 The program is function_families.py: it compares every function of the installed Python sources with every
 other. It runs twice, plainly and under `userswap run`; both results must be the same to the last bit, and a
-part of them is computed in another way too, with Python's integers as sets. No network, no root, no swap partition.
+part of them is computed in another way too, with integers as sets. No network, no root, no swap partition.
 """
 
 from __future__ import annotations
