@@ -9,22 +9,17 @@ from libc.stdio cimport snprintf
 from libc.string cimport memset
 
 from userswap.native.us cimport (
-    us_add, us_futex_wait, us_futex_wake, us_lock, us_mutex, us_read, us_unlock,
+    us_add, us_futex_wait, us_futex_wake, us_lock, us_mutex, us_now, us_read, us_unlock,
 )
 
 
 cdef extern from "blosc2.h" nogil:
     enum:
-        BLOSC2_VERSION_MAJOR
-        BLOSC_NOSHUFFLE
         BLOSC_SHUFFLE
-        BLOSC_BITSHUFFLE
         BLOSC_LZ4
         BLOSC2_MAX_FILTERS
-        BLOSC_FORWARD_COMPAT_SPLIT
         BLOSC_NEVER_SPLIT
         BLOSC_ALWAYS_SPLIT
-        BLOSC2_MAX_OVERHEAD
     ctypedef struct blosc2_cparams:
         uint8_t compcode
         uint8_t clevel
@@ -70,11 +65,289 @@ ctypedef blosc2_context* (*dctx_fn)(blosc2_dparams) noexcept nogil
 ctypedef int (*compress_fn)(blosc2_context*, const void*, int32_t, void*, int32_t) noexcept nogil
 ctypedef int (*decompress_fn)(blosc2_context*, const void*, int32_t, void*, int32_t) noexcept nogil
 
-cdef init_fn b_init = NULL
-cdef cctx_fn b_cctx
+
+cdef extern from *:
+    """
+    #ifndef US_BLOSC2_SONAME
+    #define US_BLOSC2_SONAME "libblosc2.so"
+    #endif
+    """
+    const char* US_BLOSC2_SONAME            # the ABI that this module was built for
+
+cdef enum:                                  # offsets in a Blosc2 chunk header (its format is frozen)
+    HEADER_NBYTES = 4
+    HEADER_CBYTES = 12
+    HEADER_LENGTH = 32
+
+cdef int BLOCK_BYTES = 32768                # contexts keep a few blocks each; two a folio
+
+cdef cctx_fn b_cctx = NULL
 cdef dctx_fn b_dctx
 cdef cparams_fn b_cparams
 cdef dparams_fn b_dparams
 cdef compress_fn b_compress
 cdef decompress_fn b_decompress
 cdef version_fn b_version
+
+# Leaf lock for the list of idle workers. Who finds it empty sleeps on `returned`.
+cdef us_mutex pool_lock
+cdef Worker* idle = NULL
+cdef int made = 0
+cdef uint32_t returned = 0
+cdef int64_t waiting = 0
+cdef int64_t worker_bytes = 0
+
+
+cdef struct Recipe:
+    const char* name
+    int filter
+    int typesize
+
+cdef Recipe[RECIPES] recipes
+recipes[0] = Recipe(b"lz4", 0, 1)
+recipes[1] = Recipe(b"lz4 bitshuffle 8", 2, 8)
+recipes[2] = Recipe(b"lz4 bitshuffle 4", 2, 4)
+recipes[3] = Recipe(b"lz4 bitshuffle 2", 2, 2)
+recipes[4] = Recipe(b"lz4 bitshuffle 1", 2, 1)
+recipes[5] = Recipe(b"lz4 shuffle 8", 1, 8)
+recipes[6] = Recipe(b"lz4 shuffle 4", 1, 4)
+recipes[7] = Recipe(b"lz4 shuffle 2", 1, 2)
+recipes[8] = Recipe(b"lz4 shuffle 16", 1, 16)
+
+
+cdef int codec_load(const char* library, char* why, int why_bytes) noexcept nogil:
+    global b_cctx, b_dctx, b_cparams, b_dparams, b_compress, b_decompress, b_version
+    cdef void* handle
+    cdef init_fn init
+    if b_cctx != NULL:
+        return 0
+    handle = dlopen(library, RTLD_NOW | RTLD_LOCAL)
+    if handle == NULL:
+        snprintf(why, why_bytes, "%s", dlerror())
+        return -1
+    init = <init_fn>dlsym(handle, "blosc2_init")
+    b_version = <version_fn>dlsym(handle, "blosc2_get_version_string")
+    b_cparams = <cparams_fn>dlsym(handle, "blosc2_get_blosc2_cparams_defaults")
+    b_dparams = <dparams_fn>dlsym(handle, "blosc2_get_blosc2_dparams_defaults")
+    b_dctx = <dctx_fn>dlsym(handle, "blosc2_create_dctx")
+    b_compress = <compress_fn>dlsym(handle, "blosc2_compress_ctx")
+    b_decompress = <decompress_fn>dlsym(handle, "blosc2_decompress_ctx")
+    if (init == NULL or b_version == NULL or b_cparams == NULL or b_dparams == NULL or b_dctx == NULL
+            or b_compress == NULL or b_decompress == NULL or dlsym(handle, "blosc2_create_cctx") == NULL):
+        snprintf(why, why_bytes, "it lacks functions of Blosc2")
+        return -1
+    init()
+    b_cctx = <cctx_fn>dlsym(handle, "blosc2_create_cctx")
+    return 0
+
+
+cdef blosc2_context* make_compressor(int recipe) noexcept nogil:
+    cdef blosc2_cparams params = b_cparams()
+    cdef int i
+    params.compcode = BLOSC_LZ4
+    params.clevel = 5
+    params.typesize = recipes[recipe].typesize
+    params.nthreads = 1
+    params.blocksize = BLOCK_BYTES
+    params.splitmode = BLOSC_ALWAYS_SPLIT if recipes[recipe].filter == BLOSC_SHUFFLE else BLOSC_NEVER_SPLIT
+    for i in range(BLOSC2_MAX_FILTERS):
+        params.filters[i] = 0
+        params.filters_meta[i] = 0
+    params.filters[BLOSC2_MAX_FILTERS - 1] = recipes[recipe].filter
+    return b_cctx(params)
+
+
+cdef Worker* worker_new() noexcept nogil:
+    """A worker with every context it will ever use, each run once so that Blosc2 allocates now, not in a fault."""
+    cdef size_t size = 4096 + FOLIO_BYTES + PACKED_BYTES
+    cdef char* memory = <char*>mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    cdef Worker* worker
+    cdef blosc2_dparams dparams
+    cdef int i
+    if memory == MAP_FAILED:
+        return NULL
+    madvise(memory, size, MADV_DONTDUMP)
+    memset(memory, 0, size)
+    worker = <Worker*>memory
+    worker.folio = memory + 4096
+    worker.packed = memory + 4096 + FOLIO_BYTES
+    dparams = b_dparams()
+    dparams.nthreads = 1
+    worker.decompressor = b_dctx(dparams)
+    if worker.decompressor == NULL:
+        return NULL
+    for i in range(FOLIO_BYTES // 4):
+        (<uint32_t*>worker.folio)[i] = i * 40503
+    for i in range(RECIPES):
+        worker.compressors[i] = make_compressor(i)
+        if worker.compressors[i] == NULL:
+            return NULL
+        if b_compress(<blosc2_context*>worker.compressors[i], worker.folio, FOLIO_BYTES,
+                      worker.packed, PACKED_BYTES) <= 0:
+            return NULL
+        if b_decompress(<blosc2_context*>worker.decompressor, worker.packed, PACKED_BYTES,
+                        worker.folio, FOLIO_BYTES) != FOLIO_BYTES:
+            return NULL
+    # Blosc2 keeps four blocks a context; the rest is small.
+    us_add(&worker_bytes, size + (RECIPES + 1) * (4 * BLOCK_BYTES + 8192))
+    return worker
+
+
+cdef int codec_start(int workers) noexcept nogil:
+    global made, idle
+    cdef Worker* worker
+    while made < workers:
+        worker = worker_new()
+        if worker == NULL:
+            return -12                      # ENOMEM
+        us_lock(&pool_lock)
+        worker.next = idle
+        idle = worker
+        made += 1
+        us_unlock(&pool_lock)
+    return 0
+
+
+cdef int64_t codec_metadata() noexcept nogil:
+    return us_read(&worker_bytes)
+
+
+cdef Worker* codec_take() noexcept nogil:
+    global idle
+    cdef Worker* worker
+    cdef uint32_t seen
+    while True:
+        us_lock(&pool_lock)
+        worker = idle
+        seen = returned
+        if worker != NULL:
+            idle = worker.next
+            us_unlock(&pool_lock)
+            return worker
+        us_add(&waiting, 1)
+        us_unlock(&pool_lock)
+        us_futex_wait(&returned, seen)
+        us_add(&waiting, -1)
+
+
+cdef void codec_give(Worker* worker) noexcept nogil:
+    global idle, returned
+    us_lock(&pool_lock)
+    worker.next = idle
+    idle = worker
+    returned += 1
+    us_unlock(&pool_lock)
+    if us_read(&waiting):
+        us_futex_wake(&returned, 1)
+
+
+cdef int codec_compress(Worker* worker, int recipe, const void* data, int n) noexcept nogil:
+    # The room given is the most that is worth storing: Blosc2 returns 0 when it does not suffice.
+    return b_compress(<blosc2_context*>worker.compressors[recipe], data, n, worker.packed, n - n // 8)
+
+
+cdef int codec_choose(Worker* worker, const void* data, int n) noexcept nogil:
+    cdef int best = 0
+    cdef int best_length = n
+    cdef int recipe, length
+    for recipe in range(RECIPES):
+        length = codec_compress(worker, recipe, data, n)
+        # 3 % is not worth a change: earlier recipes are the ones that decompress fastest or fit most data
+        if length > 0 and (length < best_length - best_length // 32):
+            best_length = length
+            best = recipe
+    return best
+
+
+cdef int codec_decompress(Worker* worker, const void* packed, int length, void* data, int n) noexcept nogil:
+    cdef const char* header = <const char*>packed
+    if length < HEADER_LENGTH:
+        return -5                           # EIO
+    if (<const int32_t*>(header + HEADER_NBYTES))[0] != n or (<const int32_t*>(header + HEADER_CBYTES))[0] > length:
+        return -5
+    if b_decompress(<blosc2_context*>worker.decompressor, packed, length, data, n) != n:
+        return -5
+    return 0
+
+
+cdef int codec_length(const void* packed) noexcept nogil:
+    return (<const int32_t*>(<const char*>packed + HEADER_CBYTES))[0]
+
+
+cdef const char* recipe_name(int recipe) noexcept nogil:
+    return recipes[recipe].name
+
+
+def soname() -> str:
+    """File name of the Blosc2 library that this build can use, such as ``libblosc2.so.9``."""
+    return US_BLOSC2_SONAME.decode()
+
+
+def start(library: str, workers: int) -> None:
+    """Load Blosc2 from the file `library` and make contexts for `workers` threads at once.
+
+    Raises:
+        OSError: the library can't be used; the text says why.
+        MemoryError: no memory for the contexts.
+    """
+    cdef char[256] why
+    cdef bytes path = library.encode()
+    cdef const char* name = path
+    if codec_load(name, why, sizeof(why)) != 0:
+        raise OSError(why.decode(errors="replace"))
+    if codec_start(workers) != 0:
+        raise MemoryError("no memory for Blosc2's contexts")
+
+
+def version() -> str:
+    """Version of the loaded Blosc2 library."""
+    return b_version().decode()
+
+
+def compress(data: bytes, recipe: int = -1) -> tuple[str, bytes | None]:
+    """Compress one folio or less; -1 tries every recipe. The recipe's name and the packed bytes, or None if it isn't worth it."""
+    cdef Worker* worker = codec_take()
+    cdef const char* source = data
+    cdef int chosen = recipe if 0 <= recipe < RECIPES else codec_choose(worker, source, <int>len(data))
+    cdef int length = codec_compress(worker, chosen, source, <int>len(data))
+    packed = (<char*>worker.packed)[:length] if length > 0 else None
+    codec_give(worker)
+    return recipes[chosen].name.decode(), packed
+
+
+def decompress(packed: bytes, n: int) -> bytes:
+    """The `n` bytes of a folio from its packed form.
+
+    Raises:
+        OSError: the packed bytes are not whole.
+    """
+    cdef Worker* worker = codec_take()
+    cdef const char* source = packed
+    cdef int error = codec_decompress(worker, source, <int>len(packed), worker.folio, n)
+    data = (<char*>worker.folio)[:n]
+    codec_give(worker)
+    if error:
+        raise OSError(-error, "the packed folio is damaged")
+    return data
+
+
+def speed(data: bytes, recipe: int, rounds: int) -> tuple[int, float, float]:
+    """Packed length of one folio, and GB/s of compressing and decompressing it `rounds` times."""
+    cdef Worker* worker = codec_take()
+    cdef const char* source = data
+    cdef int n = <int>len(data), length = 0, i, turns = rounds, kind = recipe
+    cdef int64_t t0 = us_now(), t1, t2
+    for i in range(turns):
+        length = codec_compress(worker, kind, source, n)
+    t1 = us_now()
+    if length > 0:
+        for i in range(turns):
+            codec_decompress(worker, worker.packed, length, worker.folio, n)
+    t2 = us_now()
+    codec_give(worker)
+    return length, <double>n * turns / (t1 - t0), <double>n * turns / (t2 - t1)
+
+
+def metadata_bytes() -> int:
+    """RAM that the contexts and buffers take, bytes."""
+    return codec_metadata()

@@ -1,9 +1,9 @@
 # The swap entry: an 8-byte tagged word that a swap id maps to. Helpers only; no state lives here.
 #
-#   63              8 7 6 5   3   2       1        0
-#   +----------------+---+-----+------+---------+------+
-#   | payload (56)   | 0 | type|SHARED| WAITERS |LOCKED|
-#   +----------------+---+-----+------+---------+------+
+#   63              8 7   6   5   3   2       1        0
+#   +----------------+---+----+-----+------+---------+------+
+#   | payload (56)   | 0 |GONE| type|SHARED| WAITERS |LOCKED|
+#   +----------------+---+----+-----+------+---------+------+
 #
 #   FREE   payload: the map's own (next free id in the leaf)
 #   SAME   payload: kind (2 bits at 32), 32-bit pattern: the whole folio repeats one 8-byte value
@@ -12,16 +12,20 @@
 #   CACHE  reserved for an entry whose data is only resident
 #
 # LOCKED: who sets it owns the entry: may read the data behind it, replace or free it. Set by CAS,
-# cleared by a release store that wakes who waits (futex on the low half). SHARED: the swap count is
-# in tree 2; clear means the count is one. SHARED changes only under the lock of the map *and* LOCKED,
-# so that a word read under LOCKED is whole.
+# cleared by a CAS that carries SHARED over and wakes who waits (futex on the low half). SHARED: the
+# swap count is in tree 2; clear means the count is one (or, with GONE, none). SHARED is the map's, not
+# the lock holder's: it changes under the map's mutex by an atomic or/and, whether LOCKED is set or not.
+# GONE: the count reached 0; set together with LOCKED, and the next thing that happens is free.
+#
+# The flags belong to the map: callers get and give entries with all of them clear.
 from libc.stdint cimport uint32_t, uint64_t
 
 cdef enum:
     ENTRY_LOCKED = 1
     ENTRY_WAITERS = 2
     ENTRY_SHARED = 4
-    ENTRY_FLAGS = 7
+    ENTRY_GONE = 64
+    ENTRY_FLAGS = 71
     ENTRY_TYPE_SHIFT = 3
     ENTRY_TYPE_MASK = 7
     ENTRY_PAYLOAD_SHIFT = 8

@@ -1,0 +1,161 @@
+"""The Python face of the core: one class that owns a pool. Touches every room's interface, keeps no state itself.
+
+Errors of the rooms below are return codes; here they become exceptions.
+"""
+from libc.stdint cimport int64_t, uint64_t
+
+from userswap.backends.codec cimport FOLIO_BYTES, codec_metadata
+from userswap.backends.swapfile cimport SLOT_BYTES, SwapFile, swapfile_delete, swapfile_new, swapfile_used
+from userswap.memory.faults cimport (
+    faults_install, memory_compact, memory_evict, memory_pool_close, memory_writeback, pool_bind,
+)
+from userswap.memory.regions cimport BUCKETS, MemoryPool, arena_open, pool_new, region_at
+from userswap.native.us cimport us_debug, us_read
+from userswap.reclaim.reclaim cimport reclaim_used
+from userswap.swap.space cimport (
+    SwapSpace, space_delete, space_metadata, space_new, space_pool_bytes, space_stored_bytes,
+)
+
+FOLIO = FOLIO_BYTES
+
+
+def open_arena() -> None:
+    """Reserve the arena, register it with userfaultfd, take over SIGBUS and libc's I/O functions. Once a process.
+
+    Raises:
+        OSError: the kernel refuses userfaultfd (``errno`` says why), or there is no address space.
+    """
+    cdef int error = arena_open()
+    if error == 0:
+        error = faults_install()
+    if error:
+        import os
+        raise OSError(-error, os.strerror(-error))
+
+
+def debug_build() -> bool:
+    """Whether this build has assertions and injected delays."""
+    return us_debug()
+
+
+cdef int64_t bucket_ns(int index) noexcept:
+    """Middle of a fault-time bucket, ns."""
+    cdef int octave
+    if index < 16:
+        return index
+    octave = (index >> 3) - 1
+    return ((<int64_t>8 + (index & 7)) << octave) + ((<int64_t>1 << octave) >> 1)
+
+
+cdef class Core:
+    """A pool: its budget, its swap space, its regions. Lives on behind its regions after `close`."""
+
+    def __cinit__(self, *, limit: int, design: str, address_space: int, fd: int, file_limit: int, file_name: str,
+                  hard: bool):
+        """`limit`: bytes. `fd`: an open swap file (owned from now on), or -1."""
+        cdef SwapFile* device = NULL
+        cdef SwapSpace* space
+        cdef int64_t bounce = min(1 << 20, max(128 << 10, limit // 64)) // 4096 * 4096
+        name = file_name.encode(errors="replace")
+        chosen = design.encode()
+        if fd >= 0:
+            device = swapfile_new(fd, file_limit, name)
+            if device == NULL:
+                raise MemoryError("no memory for the swap file's slot map")
+        space = space_new(chosen, address_space, device, bounce)
+        if space == NULL:
+            if device != NULL:
+                swapfile_delete(device)
+            raise MemoryError("no address space for the compressed pool")
+        self.pool = pool_new(space, limit)
+        if self.pool == NULL:
+            space_delete(space)
+            raise MemoryError("no memory for a pool")
+        pool_bind(self.pool)
+        self.pool.reclaim.hard = hard
+        # Faults of several threads at once go over the limit by a folio and its packed copy each.
+        self.pool.reclaim.headroom = min(8 * FOLIO_BYTES, limit // 64)
+        self.pool.reclaim.least_resident = max(16 * FOLIO_BYTES, limit // 32)
+        self.pool.reclaim.overhead = codec_metadata() + sizeof(MemoryPool)
+        self.pool.reclaim.peak = reclaim_used(&self.pool.reclaim)
+
+    def __dealloc__(self):
+        if self.pool != NULL:
+            memory_pool_close(self.pool)
+
+    def close(self) -> None:
+        """Drop this object's hold; the pool ends with its last region."""
+        if self.pool != NULL:
+            memory_pool_close(self.pool)
+            self.pool = NULL
+
+    cdef MemoryPool* alive(self) except NULL:
+        if self.pool == NULL:
+            raise ValueError("this pool is closed")
+        return self.pool
+
+    def stats(self) -> dict[str, int]:
+        """Figures of the pool now; names as in ``userswap.Stats``."""
+        cdef MemoryPool* p = self.alive()
+        cdef int64_t total = 0, seen = 0, p50 = -1, p99 = -1
+        cdef int i
+        for i in range(BUCKETS):
+            total += us_read(&p.fault_times[i])
+        for i in range(BUCKETS):
+            seen += us_read(&p.fault_times[i])
+            if p50 < 0 and total and seen * 2 >= total:
+                p50 = bucket_ns(i)
+            if p99 < 0 and total and seen * 100 >= total * 99:
+                p99 = bucket_ns(i)
+        return {
+            "budget_bytes": p.reclaim.limit,
+            "peak_bytes": us_read(&p.reclaim.peak),
+            "resident_bytes": us_read(&p.reclaim.resident),
+            "pool_bytes": space_pool_bytes(p.swap),
+            "metadata_bytes": space_metadata(p.swap) + us_read(&p.reclaim.overhead),
+            "virtual_bytes": us_read(&p.virtual_bytes),
+            "peak_virtual_bytes": us_read(&p.peak_virtual),
+            "swapped_bytes": us_read(&p.swapped_bytes),
+            "stored_bytes": space_stored_bytes(p.swap),
+            "slot_bytes": swapfile_used(p.swap.device) * SLOT_BYTES if p.swap.device != NULL else 0,
+            "swap_ids": p.swap.map.ops.ids(p.swap.map),
+            "regions": us_read(&p.region_count),
+            "faults": us_read(&p.faults),
+            "swap_ins": us_read(&p.swap.swap_ins),
+            "swap_outs": us_read(&p.swap.swap_outs),
+            "writebacks": us_read(&p.swap.writebacks),
+            "same_filled": us_read(&p.swap.same_filled),
+            "over_budget": us_read(&p.reclaim.failures),
+            "fault_ns_p50": max(p50, 0),
+            "fault_ns_p99": max(p99, 0),
+            "fault_ns_total": us_read(&p.fault_ns),
+        }
+
+    def evict(self, want: int) -> int:
+        """Push about `want` bytes of resident folios out; returns the bytes that left."""
+        cdef MemoryPool* p = self.alive()
+        cdef int64_t goal = want, done
+        with nogil:
+            done = memory_evict(p, goal)
+        return done
+
+    def writeback(self, want: int) -> int:
+        """Move about `want` packed bytes from zswap to the swap file; returns the bytes moved, or -errno."""
+        cdef MemoryPool* p = self.alive()
+        cdef int64_t goal = want, done
+        with nogil:
+            done = memory_writeback(p, goal)
+        return done
+
+    def compact(self) -> int:
+        """Give back all pool memory that holds nothing; returns the bytes given back."""
+        cdef MemoryPool* p = self.alive()
+        cdef int64_t done
+        with nogil:
+            done = memory_compact(p)
+        return done
+
+    def owns(self, address: int) -> bool:
+        """Whether the byte at `address` is in a region of this pool."""
+        cdef uint64_t at = address
+        return self.pool != NULL and region_at(<void*>at) != NULL and region_at(<void*>at).pool == self.pool

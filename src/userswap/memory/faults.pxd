@@ -1,0 +1,21 @@
+# Faults: every transition of a page-table word happens here: fault, evict, pin, free. Also the SIGBUS handler,
+# the gate that lets fork wait until no transition is under way, and fork itself.
+from libc.stdint cimport int64_t, uint64_t
+
+from userswap.memory.regions cimport MemoryPool, Region
+
+# Handler, wrappers and fork handlers, once a process; the arena must be open. 0 or -errno.
+cdef int faults_install() noexcept nogil
+# Gives the pool's reclaim its evict function; before the pool's first region.
+cdef void pool_bind(MemoryPool* pool) noexcept nogil
+# Memory for the program: page-aligned zeros, or NULL. Called from ordinary code, not from the handler.
+cdef void* memory_new(MemoryPool* pool, uint64_t bytes) noexcept nogil
+cdef void memory_free(void* start) noexcept nogil
+# Pushes out everything that can leave / moves everything from zswap to the device. For tests and tools. Bytes moved, or -errno.
+cdef int64_t memory_evict(MemoryPool* pool, int64_t want) noexcept nogil
+cdef int64_t memory_writeback(MemoryPool* pool, int64_t want) noexcept nogil
+cdef int64_t memory_compact(MemoryPool* pool) noexcept nogil
+# Makes a prefix of the range resident and keeps it there (see PinOps in syscalls.pxd).
+cdef int64_t memory_pin(void* start, size_t length, bint writing) noexcept nogil
+cdef void memory_unpin(void* start, size_t length) noexcept nogil
+cdef void memory_pool_close(MemoryPool* pool) noexcept nogil    # drops the Python object's reference

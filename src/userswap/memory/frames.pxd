@@ -1,0 +1,16 @@
+# Frames: how bytes get in and out of place. The only room that speaks to userfaultfd. One descriptor a
+# process; the whole arena is registered with it once. All ranges are page-aligned, results 0 or -errno.
+from libc.stdint cimport int64_t, uint64_t
+
+# Opens userfaultfd (signal delivery, user mode only: needs no privilege) and registers the range.
+cdef int frames_open(char* start, uint64_t length) noexcept nogil
+# In a forked child: the parent's registration is gone, make a new one for the same range.
+cdef int frames_reopen() noexcept nogil
+# Bytes into a range that is not there: atomic for every other thread. `protect`: write-protected from the start.
+cdef int frame_fill(char* at, const void* data, uint64_t length, bint protect) noexcept nogil
+cdef int frame_fill_zeros(char* at, uint64_t length) noexcept nogil
+# One page, if it is missing in a range that should be there: 1 it was, 0 it wasn't.
+cdef int frame_mend(char* page) noexcept nogil
+cdef int frame_protect(char* at, uint64_t length) noexcept nogil
+cdef int frame_unprotect(char* at, uint64_t length) noexcept nogil
+cdef int frame_vacate(char* at, uint64_t length) noexcept nogil  # gone: the next touch faults

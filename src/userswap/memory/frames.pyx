@@ -1,0 +1,201 @@
+"""Frames: populate, protect, vacate. The only room that speaks to userfaultfd (see frames.pxd).
+
+Bytes go in with UFFDIO_COPY (which can write-protect in the same step) and leave with MADV_DONTNEED. No lock:
+the caller owns the folio (BUSY), the kernel does the rest.
+"""
+from libc.errno cimport EAGAIN, EEXIST, ENOSYS, errno
+from libc.stdint cimport int64_t, uint64_t
+
+cdef extern from "us.h" nogil:
+    struct uffdio_api:
+        uint64_t api
+        uint64_t features
+        uint64_t ioctls
+    struct uffdio_range:
+        uint64_t start
+        uint64_t len
+    struct uffdio_register:
+        uffdio_range range
+        uint64_t mode
+        uint64_t ioctls
+    struct uffdio_copy:
+        uint64_t dst
+        uint64_t src
+        uint64_t len
+        uint64_t mode
+        int64_t copy
+    struct uffdio_zeropage:
+        uffdio_range range
+        uint64_t mode
+        int64_t zeropage
+    struct uffdio_writeprotect:
+        uffdio_range range
+        uint64_t mode
+    unsigned long UFFD_API
+    unsigned long UFFDIO_API
+    unsigned long UFFDIO_REGISTER
+    unsigned long UFFDIO_COPY
+    unsigned long UFFDIO_ZEROPAGE
+    unsigned long UFFDIO_WRITEPROTECT
+    enum:
+        SYS_userfaultfd
+        UFFD_USER_MODE_ONLY
+        UFFD_FEATURE_SIGBUS
+        UFFD_FEATURE_PAGEFAULT_FLAG_WP
+        UFFDIO_REGISTER_MODE_MISSING
+        UFFDIO_REGISTER_MODE_WP
+        UFFDIO_COPY_MODE_WP
+        UFFDIO_WRITEPROTECT_MODE_WP
+        O_CLOEXEC
+        O_NONBLOCK
+        F_DUPFD_CLOEXEC
+    int ioctl(int fd, unsigned long request, ...)
+    long syscall(long number, ...)
+
+cdef extern from "<fcntl.h>" nogil:
+    int fcntl(int fd, int command, ...)
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int fd)
+
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
+cdef extern from "<sys/mman.h>" nogil:
+    enum:
+        PROT_READ
+        MAP_PRIVATE
+        MAP_ANONYMOUS
+        MADV_DONTNEED
+    void* MAP_FAILED
+    void* mmap(void* address, size_t length, int prot, int flags, int fd, long offset)
+    int madvise(void* address, size_t length, int advice)
+
+cdef enum:
+    PAGE = 4096
+    ZEROS = 1 << 16
+    HIGH_FD = 900               # out of the way of programs that close "every" descriptor from 3 up to some low number
+
+cdef int uffd = -1
+cdef char* range_start = NULL
+cdef uint64_t range_length = 0
+cdef char* zeros = NULL         # read-only: all of it is the kernel's one zero page
+
+
+cdef int frames_reopen() noexcept nogil:
+    global uffd
+    cdef uffdio_api api
+    cdef uffdio_register register
+    cdef int high
+    cdef int fresh = <int>syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY)
+    if fresh < 0:
+        return -errno
+    high = fcntl(fresh, F_DUPFD_CLOEXEC, HIGH_FD)
+    if high >= 0:
+        close(fresh)
+        fresh = high
+    api.api = UFFD_API
+    api.features = UFFD_FEATURE_SIGBUS | UFFD_FEATURE_PAGEFAULT_FLAG_WP
+    api.ioctls = 0
+    register.range.start = <uint64_t>range_start
+    register.range.len = range_length
+    register.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP
+    register.ioctls = 0
+    if ioctl(fresh, UFFDIO_API, &api) != 0 or ioctl(fresh, UFFDIO_REGISTER, &register) != 0:
+        high = -errno
+        close(fresh)
+        return high
+    if uffd >= 0:
+        close(uffd)
+    uffd = fresh
+    return 0
+
+
+cdef int frames_open(char* start, uint64_t length) noexcept nogil:
+    global range_start, range_length, zeros
+    if zeros == NULL:
+        zeros = <char*>mmap(NULL, ZEROS, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        if zeros == MAP_FAILED:
+            zeros = NULL
+            return -errno
+    range_start = start
+    range_length = length
+    return frames_reopen()
+
+
+cdef int frame_fill(char* at, const void* data, uint64_t length, bint protect) noexcept nogil:
+    cdef uffdio_copy copy
+    cdef uint64_t done = 0
+    while done < length:
+        copy.dst = <uint64_t>at + done
+        copy.src = <uint64_t>data + done
+        copy.len = length - done
+        copy.mode = UFFDIO_COPY_MODE_WP if protect else 0
+        copy.copy = 0
+        if ioctl(uffd, UFFDIO_COPY, &copy) == 0:
+            return 0
+        if copy.copy > 0:
+            done += <uint64_t>copy.copy         # interrupted half way: go on from there
+        elif errno == EAGAIN:
+            sched_yield()                       # the address space is changing (mmap, fork): again
+        else:
+            return -errno
+    return 0
+
+
+cdef int frame_fill_zeros(char* at, uint64_t length) noexcept nogil:
+    cdef uint64_t done = 0
+    cdef uint64_t part
+    cdef int error
+    while done < length:
+        part = length - done if length - done < ZEROS else ZEROS
+        error = frame_fill(at + done, zeros, part, False)
+        if error:
+            return error
+        done += part
+    return 0
+
+
+cdef int frame_mend(char* page) noexcept nogil:
+    cdef uffdio_zeropage zero
+    while True:
+        zero.range.start = <uint64_t>page
+        zero.range.len = PAGE
+        zero.mode = 0
+        zero.zeropage = 0
+        if ioctl(uffd, UFFDIO_ZEROPAGE, &zero) == 0:
+            return 1
+        if errno == EEXIST:
+            return 0
+        if errno != EAGAIN:
+            return -errno
+        sched_yield()
+
+
+cdef int write_protect(char* at, uint64_t length, uint64_t mode) noexcept nogil:
+    cdef uffdio_writeprotect protect
+    while True:
+        protect.range.start = <uint64_t>at
+        protect.range.len = length
+        protect.mode = mode
+        if ioctl(uffd, UFFDIO_WRITEPROTECT, &protect) == 0:
+            return 0
+        if errno != EAGAIN:
+            return -errno
+        sched_yield()
+
+
+cdef int frame_protect(char* at, uint64_t length) noexcept nogil:
+    return write_protect(at, length, UFFDIO_WRITEPROTECT_MODE_WP)
+
+
+cdef int frame_unprotect(char* at, uint64_t length) noexcept nogil:
+    return write_protect(at, length, 0)
+
+
+cdef int frame_vacate(char* at, uint64_t length) noexcept nogil:
+    while madvise(at, length, MADV_DONTNEED) != 0:
+        if errno != EAGAIN:
+            return -errno
+        sched_yield()
+    return 0

@@ -1,0 +1,46 @@
+# The page-table word: 64 bits for each folio of a region. Helpers only; no state lives here.
+#
+#   63                    16 15        5   4      3       2    1 0
+#   +-----------------------+-----------+------+---------+-----+-----+
+#   | swap id (48)          | pins (11) |YOUNG | WAITERS |BUSY |state|
+#   +-----------------------+-----------+------+---------+-----+-----+
+#
+#   EMPTY    never touched: reads as zeros, holds nothing
+#   DIRTY    resident, the only copy
+#   CLEAN    resident, write-protected, equal to what `id` holds (the swap cache)
+#   SWAPPED  not resident; `id` holds the bytes
+#
+# Changed only by compare-and-swap. Who sets BUSY owns the transition and is the only one to change the
+# word or the frame until it stores the next word (which wakes who waits on the futex in the low half).
+# Pins change only while BUSY is clear; a folio with pins is resident and stays.
+from libc.stdint cimport uint64_t
+
+cdef enum:
+    EMPTY = 0
+    DIRTY = 1
+    CLEAN = 2
+    SWAPPED = 3
+    STATE_MASK = 3
+    BUSY = 4
+    WAITERS = 8
+    YOUNG = 16
+    PIN_SHIFT = 5
+    PIN_ONE = 32
+    PIN_MAX = 2047
+    PIN_MASK = 65504
+    ID_SHIFT = 16
+
+cdef inline int word_state(uint64_t word) noexcept nogil:
+    return <int>(word & STATE_MASK)
+
+cdef inline uint64_t word_id(uint64_t word) noexcept nogil:
+    return word >> ID_SHIFT
+
+cdef inline uint64_t word_make(int state, uint64_t id) noexcept nogil:
+    return (id << ID_SHIFT) | <uint64_t>state
+
+cdef inline int word_pins(uint64_t word) noexcept nogil:
+    return <int>((word & PIN_MASK) >> PIN_SHIFT)
+
+cdef inline bint word_resident(uint64_t word) noexcept nogil:
+    return word_state(word) == DIRTY or word_state(word) == CLEAN

@@ -1,0 +1,64 @@
+# Regions: the arena (one reserved range of address space a process), the regions cut from it, their page
+# tables, and the pools that they belong to. What is ours, and which region, is known in O(1) from an address.
+#
+# Locks: `arena_lock` (extents, free lists) and a pool's `list_lock` (its regions, the clock hand) are leaf
+# mutexes. A region that a lookup found stays while the program may touch it: freeing memory that another thread
+# still uses is the program's error, as with malloc.
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from userswap.native.us cimport us_mutex
+from userswap.reclaim.reclaim cimport Reclaim
+from userswap.swap.space cimport CodecHint, SwapSpace
+
+cdef enum:
+    PAGE_BYTES = 4096
+    BUCKETS = 320               # fault times: 8 to an octave of nanoseconds
+
+cdef struct Region:
+    char* base
+    uint64_t bytes              # of memory in use: whole pages
+    uint64_t granules           # of address space held, in folios
+    uint64_t* words             # the page table, one word a folio
+    MemoryPool* pool
+    Region* next                # in the pool's list; in a free list, the next free extent
+    Region* previous
+    CodecHint hint
+
+cdef struct MemoryPool:
+    Reclaim reclaim
+    SwapSpace* swap
+    us_mutex list_lock
+    Region* regions
+    Region* hand                # the clock hand: the next folio that reclaim looks at
+    uint64_t hand_index
+    MemoryPool* next            # all pools of the process, under arena_lock
+    int64_t references          # one for each region, one for the Python object
+    int64_t region_count
+    int64_t virtual_bytes
+    int64_t peak_virtual
+    int64_t resident_folios     # CLEAN and DIRTY
+    int64_t swapped_bytes       # of folios that are SWAPPED
+    int64_t faults
+    int64_t fault_ns
+    int64_t[BUCKETS] fault_times
+
+cdef char* arena_start
+cdef char* arena_end
+cdef Region** arena_owner       # by granule; NULL where there is no region
+
+cdef int arena_open() noexcept nogil                            # 0 or -errno; once a process
+cdef uint64_t arena_bytes() noexcept nogil
+cdef Region* region_at(const void* address) noexcept nogil      # NULL: not in use (also beyond a region's bytes)
+# A region of at least `bytes` of zeros. NULL: no address space.
+cdef Region* region_new(MemoryPool* pool, uint64_t bytes) noexcept nogil
+# Takes the region off its pool's list, so that reclaim does not find its folios any more.
+cdef void region_unlink(Region* region) noexcept nogil
+# Gives back the address space of an unlinked region whose words are all EMPTY.
+cdef void region_release(Region* region) noexcept nogil
+cdef uint64_t folio_bytes(const Region* region, uint64_t index) noexcept nogil
+cdef uint64_t region_folios(const Region* region) noexcept nogil
+
+cdef MemoryPool* pool_new(SwapSpace* swap, int64_t limit) noexcept nogil
+cdef void pool_get(MemoryPool* pool) noexcept nogil
+cdef void pool_put(MemoryPool* pool) noexcept nogil             # the last reference frees everything
+cdef MemoryPool* pool_first() noexcept nogil                    # for fork: every pool of the process

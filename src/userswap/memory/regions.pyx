@@ -1,0 +1,246 @@
+"""Regions: the arena, the regions cut from it, their page tables (see regions.pxd for the interface).
+
+The arena is reserved once and registered with userfaultfd as a whole, so that an allocation or a free costs no
+system call beside giving pages back. Extents are handed out in classes four to a doubling and kept for reuse by
+class: address space is plentiful, and a freed extent never has to be cut or merged.
+"""
+from libc.errno cimport EAGAIN, ENOMEM, errno
+from libc.stdint cimport int64_t, uint64_t
+from libc.stdlib cimport calloc, free
+
+from userswap.backends.codec cimport FOLIO_BYTES, FOLIO_SHIFT
+from userswap.memory.frames cimport frames_open
+from userswap.native.us cimport us_add, us_assert, us_load_ptr, us_lock, us_max, us_mutex, us_store_ptr, us_unlock
+from userswap.swap.space cimport space_delete
+
+cdef extern from "<sys/mman.h>" nogil:
+    enum:
+        PROT_READ
+        PROT_WRITE
+        MAP_PRIVATE
+        MAP_ANONYMOUS
+        MAP_NORESERVE
+        MADV_DONTDUMP
+        MADV_NOHUGEPAGE
+    void* MAP_FAILED
+    void* mmap(void* address, size_t length, int prot, int flags, int fd, long offset)
+    int munmap(void* address, size_t length)
+    int madvise(void* address, size_t length, int advice)
+
+cdef enum:
+    EXTENT_CLASSES = 160
+    MOST_REGIONS = 1 << 22
+    MOST_SHIFT = 43             # 8 TiB of address space, less where the process may not have that
+    LEAST_SHIFT = 30
+
+arena_start = NULL
+arena_end = NULL
+arena_owner = NULL
+
+cdef us_mutex arena_lock
+cdef uint64_t* arena_words      # the page table of the whole arena, touched where regions are
+cdef Region* region_table       # regions live here, never freed, reused with their extents
+cdef uint64_t regions_made = 0
+cdef uint64_t granules_used = 0
+cdef Region*[EXTENT_CLASSES] free_extents
+cdef MemoryPool* pools = NULL
+
+
+cdef void* reserve(uint64_t length) noexcept nogil:
+    cdef void* memory = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    return NULL if memory == MAP_FAILED else memory
+
+
+cdef int arena_open() noexcept nogil:
+    global arena_start, arena_end, arena_owner, arena_words, region_table
+    cdef int shift = MOST_SHIFT
+    cdef uint64_t length, table
+    cdef char* start = NULL
+    cdef int error
+    if arena_start != NULL:
+        return 0
+    while shift >= LEAST_SHIFT:
+        length = <uint64_t>1 << shift
+        table = (length >> FOLIO_SHIFT) * 8
+        start = <char*>reserve(length + FOLIO_BYTES)
+        if start != NULL:
+            arena_owner = <Region**>reserve(table)
+            arena_words = <uint64_t*>reserve(table)
+            region_table = <Region*>reserve(<uint64_t>MOST_REGIONS * sizeof(Region))
+            if arena_owner != NULL and arena_words != NULL and region_table != NULL:
+                break
+            munmap(start, length + FOLIO_BYTES)
+            if arena_owner != NULL:
+                munmap(arena_owner, table)
+            if arena_words != NULL:
+                munmap(arena_words, table)
+            start = NULL
+        shift -= 1
+    if start == NULL:
+        return -ENOMEM
+    madvise(start, length + FOLIO_BYTES, MADV_DONTDUMP)
+    madvise(start, length + FOLIO_BYTES, MADV_NOHUGEPAGE)
+    start = <char*>((<uint64_t>start + FOLIO_BYTES - 1) & ~<uint64_t>(FOLIO_BYTES - 1))
+    error = frames_open(start, length)
+    if error:
+        munmap(start, length)
+        return error
+    arena_end = start + length
+    arena_start = start
+    return 0
+
+
+cdef uint64_t arena_bytes() noexcept nogil:
+    return arena_end - arena_start
+
+
+cdef Region* region_at(const void* address) noexcept nogil:
+    cdef Region* region
+    if <char*>address < arena_start or <char*>address >= arena_end:
+        return NULL
+    region = <Region*>us_load_ptr(<void**>&arena_owner[(<uint64_t>address - <uint64_t>arena_start) >> FOLIO_SHIFT])
+    if region == NULL or <uint64_t>address - <uint64_t>region.base >= region.bytes:
+        return NULL
+    return region
+
+
+cdef uint64_t region_folios(const Region* region) noexcept nogil:
+    return (region.bytes + FOLIO_BYTES - 1) >> FOLIO_SHIFT
+
+
+cdef uint64_t folio_bytes(const Region* region, uint64_t index) noexcept nogil:
+    cdef uint64_t rest = region.bytes - (index << FOLIO_SHIFT)
+    return rest if rest < FOLIO_BYTES else FOLIO_BYTES
+
+
+cdef int extent_class(uint64_t* granules) noexcept nogil:
+    """Rounds up to a class: 1..4, then 5, 6, 7, 8 times a power of two. At most a quarter of address space is spare."""
+    cdef uint64_t rest = granules[0]
+    cdef int shift = 0
+    while rest > 8:
+        rest = (rest + 1) >> 1
+        shift += 1
+    granules[0] = rest << shift
+    return <int>rest - 1 + 4 * shift
+
+
+cdef Region* region_new(MemoryPool* pool, uint64_t bytes) noexcept nogil:
+    global regions_made, granules_used
+    cdef uint64_t whole = (bytes + PAGE_BYTES - 1) & ~<uint64_t>(PAGE_BYTES - 1)
+    cdef uint64_t granules = (whole + FOLIO_BYTES - 1) >> FOLIO_SHIFT
+    cdef uint64_t first, i
+    cdef Region* region
+    cdef int kind
+    if whole < bytes or whole == 0 or whole > arena_bytes():
+        return NULL
+    kind = extent_class(&granules)
+    us_lock(&arena_lock)
+    region = free_extents[kind]
+    if region != NULL:
+        free_extents[kind] = region.next
+    elif regions_made < MOST_REGIONS and granules_used + granules <= arena_bytes() >> FOLIO_SHIFT:
+        region = &region_table[regions_made]
+        regions_made += 1
+        region.base = arena_start + (granules_used << FOLIO_SHIFT)
+        region.words = &arena_words[granules_used]
+        region.granules = granules
+        granules_used += granules
+    us_unlock(&arena_lock)
+    if region == NULL:
+        return NULL
+    region.bytes = whole
+    region.pool = pool
+    region.hint.recipe = -1
+    region.hint.expected = 0
+    region.hint.left = 0
+    region.previous = NULL
+    us_add(&pool.references, 1)
+    us_add(&pool.region_count, 1)
+    us_max(&pool.peak_virtual, us_add(&pool.virtual_bytes, <int64_t>whole))
+    us_add(&pool.reclaim.overhead, <int64_t>(sizeof(Region) + 16 * region_folios(region)))
+    us_lock(&pool.list_lock)
+    region.next = pool.regions
+    if pool.regions != NULL:
+        pool.regions.previous = region
+    pool.regions = region
+    us_unlock(&pool.list_lock)
+    first = (<uint64_t>region.base - <uint64_t>arena_start) >> FOLIO_SHIFT
+    for i in range(region_folios(region)):
+        us_store_ptr(<void**>&arena_owner[first + i], region)
+    return region
+
+
+cdef void region_unlink(Region* region) noexcept nogil:
+    cdef MemoryPool* pool = region.pool
+    us_lock(&pool.list_lock)
+    if pool.hand == region:
+        pool.hand = region.next
+        pool.hand_index = 0
+    if region.previous != NULL:
+        region.previous.next = region.next
+    else:
+        pool.regions = region.next
+    if region.next != NULL:
+        region.next.previous = region.previous
+    us_unlock(&pool.list_lock)
+
+
+cdef void region_release(Region* region) noexcept nogil:
+    cdef MemoryPool* pool = region.pool
+    cdef uint64_t granules = region.granules
+    cdef uint64_t i
+    cdef uint64_t first = (<uint64_t>region.base - <uint64_t>arena_start) >> FOLIO_SHIFT
+    cdef int kind
+    for i in range(region_folios(region)):
+        us_assert(region.words[i] == 0, "a released region holds nothing")
+        us_store_ptr(<void**>&arena_owner[first + i], NULL)
+    us_add(&pool.virtual_bytes, -<int64_t>region.bytes)
+    us_add(&pool.region_count, -1)
+    us_add(&pool.reclaim.overhead, -<int64_t>(sizeof(Region) + 16 * region_folios(region)))
+    region.pool = NULL
+    region.bytes = 0
+    kind = extent_class(&granules)
+    us_lock(&arena_lock)
+    region.next = free_extents[kind]
+    free_extents[kind] = region
+    us_unlock(&arena_lock)
+    pool_put(pool)
+
+
+cdef MemoryPool* pool_new(SwapSpace* swap, int64_t limit) noexcept nogil:
+    global pools
+    cdef MemoryPool* pool = <MemoryPool*>calloc(1, sizeof(MemoryPool))
+    if pool == NULL:
+        return NULL
+    pool.swap = swap
+    pool.references = 1
+    pool.reclaim.swap = swap
+    pool.reclaim.limit = limit
+    us_lock(&arena_lock)
+    pool.next = pools
+    pools = pool
+    us_unlock(&arena_lock)
+    return pool
+
+
+cdef void pool_get(MemoryPool* pool) noexcept nogil:
+    us_add(&pool.references, 1)
+
+
+cdef void pool_put(MemoryPool* pool) noexcept nogil:
+    global pools
+    cdef MemoryPool** link
+    if us_add(&pool.references, -1) != 0:
+        return
+    us_lock(&arena_lock)
+    link = &pools
+    while link[0] != pool:
+        link = &link[0].next
+    link[0] = pool.next
+    us_unlock(&arena_lock)
+    space_delete(pool.swap)
+    free(pool)
+
+
+cdef MemoryPool* pool_first() noexcept nogil:
+    return pools

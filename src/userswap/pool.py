@@ -1,0 +1,350 @@
+"""Pools and `install`: what a Python program uses. Everything that happens below is `_core`'s."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from userswap import _core, numpy_hook
+from userswap.backends import codec
+from userswap.budget import default_budget, total_ram
+from userswap.errors import BudgetError, UnsupportedError
+from userswap.sizes import format_size, parse_size
+from userswap.swapfiles import open_swap
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+    Shape = int | tuple[int, ...]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+__all__ = ["Installation", "Pool", "Stats", "install"]
+
+MOST_WORKERS = 8
+LEAST_ARRAY = 4096
+LEAST_RESIDENT = 8 << 20
+_start_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Figures of a pool at one moment. Bytes are bytes, times are nanoseconds.
+
+    ``resident_bytes + pool_bytes + metadata_bytes`` is what counts against ``budget_bytes``.
+    """
+
+    budget_bytes: int
+    """The budget: RAM for resident folios, the compressed pool and metadata together."""
+    peak_bytes: int
+    """Most that was ever used of it."""
+    resident_bytes: int
+    """Array memory that is in place."""
+    pool_bytes: int
+    """RAM of the compressed pool (zswap)."""
+    metadata_bytes: int
+    """RAM of page tables, the swap map, codec contexts, slot maps and buffers."""
+    virtual_bytes: int
+    """Array memory that the program has, wherever it is."""
+    peak_virtual_bytes: int
+    """Most array memory that it had at once."""
+    swapped_bytes: int
+    """Array memory that is not in place."""
+    stored_bytes: int
+    """Compressed bytes that it takes, in the pool and in the swap file."""
+    slot_bytes: int
+    """Bytes in use in the swap file."""
+    swap_ids: int
+    """Swap ids in use."""
+    regions: int
+    """Arrays that live in the pool."""
+    faults: int
+    """Page faults that userswap resolved."""
+    swap_ins: int
+    """Folios brought back."""
+    swap_outs: int
+    """Folios compressed, or found to be same-filled, or written to a slot."""
+    writebacks: int
+    """Folios written to the swap file."""
+    same_filled: int
+    """Swap-outs of folios that repeat one 8-byte value: they take no storage."""
+    over_budget: int
+    """Times the budget had to be exceeded."""
+    fault_ns_p50: int
+    """Median time of a fault, from the handler's first instruction to its last."""
+    fault_ns_p99: int
+    """99th percentile of the same."""
+    fault_ns_total: int
+    """Time of all faults together, over all threads."""
+
+    def as_dict(self) -> dict[str, int]:
+        """The figures by name, for JSON."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def blosc2_library() -> Path:
+    """The Blosc2 library inside the ``blosc2`` wheel, found without importing the package.
+
+    Raises:
+        UnsupportedError: the wheel is not installed, or has another version of the library.
+    """
+    spec = importlib.util.find_spec("blosc2")
+    if spec is None or spec.origin is None:
+        raise UnsupportedError(
+            "The blosc2 package, whose library compresses, is not installed. Install it with: pip install blosc2"
+        )
+    library = Path(spec.origin).parent / "lib" / codec.soname()
+    if not library.exists():
+        raise UnsupportedError(
+            f"The installed blosc2 package has no {codec.soname()}, which this build of userswap needs. "
+            "Install userswap again so that it is built for the blosc2 that is there."
+        )
+    return library
+
+
+def start() -> None:
+    """Make the process ready for pools: codec, arena, fault handler. Does nothing the second time.
+
+    Raises:
+        UnsupportedError: this machine can't run userswap; the text says what to do.
+    """
+    with _start_lock:
+        library = blosc2_library()
+        workers = min(MOST_WORKERS, (os.cpu_count() or 1) + 1)
+        try:
+            codec.start(str(library), workers)
+        except OSError as error:
+            raise UnsupportedError(
+                f"The compression library {library} can't be loaded: {error}. Install blosc2 again."
+            ) from None
+        try:
+            _core.open_arena()
+        except OSError as error:
+            raise UnsupportedError(_why_not(error)) from None
+
+
+def _why_not(error: OSError) -> str:
+    reason = os.strerror(error.errno or 0)
+    if error.errno == errno.ENOSYS:
+        text = "This kernel was built without userfaultfd"
+    elif error.errno in (errno.EPERM, errno.EACCES):
+        text = (
+            f"userfaultfd is forbidden here ({reason}), most often by a container's seccomp profile: "
+            "allow the userfaultfd system call in it, or run the container with "
+            "--security-opt seccomp=unconfined"
+        )
+    elif error.errno == errno.EINVAL:
+        text = "This kernel's userfaultfd lacks signal delivery or write protection: Linux 5.11 or newer has them"
+    elif error.errno == errno.ENOMEM:
+        text = "The process may not reserve the address space that userswap needs: raise `ulimit -v`"
+    else:
+        text = f"The kernel refused to set userswap up ({reason})"
+    return f"{text}. `userswap doctor` says more."
+
+
+class Pool:
+    """Array memory with a budget of RAM: what is cold is compressed, and past that goes to a swap file.
+
+    Args:
+        ram: the budget, bytes or text such as ``"512MiB"``; None takes what the container's limit or the
+            machine leaves.
+        swap: a swap file ``"PATH:SIZE"``, a directory for an unlinked one, ``"none"`` for none; None makes an
+            unlinked temporary file, used only when the budget does not hold what is compressed.
+        min_array: from which size on `install` lets arrays live here.
+        hard: end the program rather than exceed the budget when nothing is left to do.
+        map_design: name of the swap map's design.
+
+    Raises:
+        BadSize: a size that can't be read.
+        BudgetError: the budget is too small; the text says the least that works.
+        SwapPathError: the swap file can't be used.
+        UnsupportedError: this machine can't run userswap.
+
+    Example:
+        >>> pool = Pool(ram="256MiB")
+        >>> x = pool.zeros((1_000_000, 64), dtype="f4")   # an ordinary ndarray
+        >>> pool.stats().resident_bytes
+    """
+
+    def __init__(
+        self,
+        ram: int | str | None = None,
+        swap: str | os.PathLike[str] | None = None,
+        *,
+        min_array: int | str = "1MiB",
+        hard: bool = False,
+        map_design: str = "sparse",
+    ) -> None:
+        self.budget_reason: str | None = None
+        """Where the budget comes from, when it was not given."""
+        if ram is None:
+            budget = default_budget()
+            limit, self.budget_reason = budget.bytes, budget.reason
+        else:
+            limit = parse_size(ram, "the budget (ram)")
+        self.min_array = max(parse_size(min_array, "the smallest array (min_array)"), LEAST_ARRAY)
+        start()
+        least = LEAST_RESIDENT + codec.metadata_bytes()
+        if limit < least:
+            raise BudgetError(
+                f"A budget of {format_size(limit)} is too small to run: the least that works is "
+                f"{format_size(-(-least // (1 << 20)) << 20)}. Give it more ram."
+            )
+        file = open_swap(swap)
+        self._core = _core.Core(
+            limit=limit,
+            design=map_design,
+            address_space=max(2 * total_ram(), 2 * limit, 1 << 30),
+            fd=file.fd if file else -1,
+            file_limit=file.limit if file else 0,
+            file_name=file.name if file else "",
+            hard=hard,
+        )
+        self._handler = numpy_hook.new_handler(self._core)
+        self._last: Stats | None = None
+
+    def _make(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        if self._last is not None:
+            raise ValueError("This pool is closed: make a new one.")
+        return numpy_hook.call_with_handler(self._handler, function, *args, **kwargs)
+
+    def empty(self, shape: Shape, dtype: DTypeLike = float, order: Any = "C") -> NDArray[Any]:
+        """An array in this pool, not set to anything (in fact zeros). Arguments as `numpy.empty`.
+
+        Raises:
+            MemoryError: no address space.
+            ValueError: the pool is closed.
+        """
+        import numpy as np
+
+        return self._make(np.empty, shape, dtype, order)
+
+    def zeros(self, shape: Shape, dtype: DTypeLike = float, order: Any = "C") -> NDArray[Any]:
+        """An array of zeros in this pool; takes no RAM until it is touched. Arguments as `numpy.zeros`."""
+        import numpy as np
+
+        return self._make(np.zeros, shape, dtype, order)
+
+    def full(self, shape: Shape, value: Any, dtype: DTypeLike = None, order: Any = "C") -> NDArray[Any]:
+        """An array filled with one value, in this pool. Arguments as `numpy.full`."""
+        import numpy as np
+
+        return self._make(np.full, shape, value, dtype, order)
+
+    def array(self, data: ArrayLike, dtype: DTypeLike = None) -> NDArray[Any]:
+        """A copy of `data` in this pool. Arguments as `numpy.array`."""
+        import numpy as np
+
+        return self._make(np.array, data, dtype)
+
+    def owns(self, array: np.ndarray[Any, Any]) -> bool:
+        """Whether the array's first byte lives in this pool."""
+        return self._last is None and self._core.owns(array.__array_interface__["data"][0])
+
+    def stats(self) -> Stats:
+        """Figures now; after `close`, those of that moment."""
+        return self._last if self._last is not None else Stats(**self._core.stats())
+
+    def evict(self, bytes: int | str | None = None) -> int:
+        """Push cold arrays out of place, all by default; returns the bytes that left."""
+        return self._core.evict(1 << 62 if bytes is None else parse_size(bytes))
+
+    def writeback(self, bytes: int | str | None = None) -> int:
+        """Move cold data from the compressed pool to the swap file; returns the compressed bytes moved.
+
+        Raises:
+            OSError: the swap file can't take it (nothing is lost), or there is none.
+        """
+        moved = self._core.writeback(1 << 62 if bytes is None else parse_size(bytes))
+        if moved < 0:
+            raise OSError(-moved, os.strerror(-moved))
+        return moved
+
+    def close(self) -> None:
+        """No new arrays from here on. What live arrays hold stays valid, and is freed with the last of them."""
+        if self._last is None:
+            self._last = self.stats()
+            self._handler = None
+            self._core.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._last is not None
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        stats = self.stats()
+        state = "closed" if self.closed else f"{format_size(stats.virtual_bytes)} of arrays"
+        return f"<userswap.Pool ram={format_size(stats.budget_bytes)}, {state}>"
+
+
+_installed: list[Installation] = []
+
+
+class Installation:
+    """What `install` returns: ends with a ``with`` block or `uninstall`. Nested ones: the innermost counts."""
+
+    def __init__(self, pool: Pool, least_bytes: int) -> None:
+        self.pool = pool
+        """Where the arrays live."""
+        self.min_array = least_bytes
+        _installed.append(self)
+        self._activate()
+
+    @staticmethod
+    def _activate() -> None:
+        if _installed:
+            numpy_hook.install(_installed[-1].pool._core, _installed[-1].min_array)
+        else:
+            numpy_hook.install(None, 0)
+
+    def uninstall(self) -> None:
+        """New arrays are ordinary ones again (or the enclosing installation's). Live arrays stay as they are."""
+        if self in _installed:
+            _installed.remove(self)
+            self._activate()
+            self.pool.close()
+
+    def __enter__(self) -> Installation:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.uninstall()
+
+
+def install(
+    ram: int | str | None = None,
+    swap: str | os.PathLike[str] | None = None,
+    *,
+    min_array: int | str = "1MiB",
+    hard: bool = False,
+    map_design: str = "sparse",
+) -> Installation:
+    """From here on every NumPy array of `min_array` bytes and more lives in swap, whichever thread makes it.
+
+    Use it as ``with userswap.install(ram="512MiB"):`` or keep what it returns and call ``uninstall()``. Arrays
+    that were made inside stay valid after the end.
+
+    Args and errors are those of `Pool`.
+    """
+    pool = Pool(ram, swap, min_array=min_array, hard=hard, map_design=map_design)
+    return Installation(pool, pool.min_array)

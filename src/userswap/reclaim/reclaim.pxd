@@ -1,0 +1,32 @@
+# Reclaim: the budget, and what leaves when. Resident folios + compressed pool + metadata share one budget;
+# a charge that takes the sum over it reclaims first. Which folio is cold is found by the memory room's clock
+# hand, called through `evict`; what is cold in zswap by zswap's own.
+from libc.stdint cimport int64_t
+
+from userswap.swap.space cimport SwapSpace
+
+# Makes about `want` bytes of folios non-resident; returns how many bytes it did, 0 when nothing can leave.
+ctypedef int64_t (*reclaim_evict)(void* ctx, int64_t want) noexcept nogil
+
+cdef struct Reclaim:
+    SwapSpace* swap
+    reclaim_evict evict
+    void* ctx
+    int64_t limit               # the budget, bytes
+    int64_t headroom            # reclaim keeps the sum this far below the limit, for what runs at the same time
+    int64_t least_resident      # resident bytes that writeback spares while there is a device
+    int64_t overhead            # metadata of the rooms above, bytes
+    int64_t resident            # bytes of folios in place, or about to be
+    int64_t peak                # most ever of resident + pool + metadata
+    int64_t failures            # charges that stayed over the budget
+    int64_t warned              # 1 after the warning; 0 again when it fits
+    int64_t rest_until          # ns: nothing could leave a moment ago, don't try before this
+    bint hard                   # end the program rather than exceed the budget
+
+cdef int64_t reclaim_used(Reclaim* r) noexcept nogil            # resident + pool + metadata, bytes
+# Before `bytes` more become resident: makes room. Never fails: with nowhere to go the budget is exceeded,
+# with one warning (or the program ends, if `hard`).
+cdef void reclaim_charge(Reclaim* r, int64_t bytes) noexcept nogil
+cdef void reclaim_uncharge(Reclaim* r, int64_t bytes) noexcept nogil
+# Reclaims until at most `goal` bytes are used or nothing more can be done; the bytes used after.
+cdef int64_t reclaim_down_to(Reclaim* r, int64_t goal) noexcept nogil

@@ -1,0 +1,112 @@
+"""Reclaim: the budget and the balance between resident folios, zswap and the swap file.
+
+Knows the swap space below it; asks the room above it to evict through a function pointer only. Holds no
+lock of its own: the sums are atomic, and every thread that is over the budget reclaims for itself, so that
+compression runs on as many cores as there are threads that need memory.
+
+Order of measures, cheapest first:
+1. give back pool memory that holds nothing (compaction), when it is more than WASTE_PERCENT of what is stored;
+2. evict folios (clean ones just leave, dirty ones are compressed into zswap);
+3. when few folios are left in place, write cold ones back from zswap to the swap file;
+4. evict those few folios too.
+"""
+from libc.stdint cimport int64_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.string cimport strerror
+
+from userswap.native.us cimport us_add, us_max, us_now, us_read, us_swap, us_write
+from userswap.swap.space cimport (
+    space_metadata, space_pool_bytes, swap_compact, swap_writeback,
+)
+
+cdef extern from "<unistd.h>" nogil:
+    ssize_t write(int fd, const void* buffer, size_t length)
+    void _exit(int status)
+
+cdef enum:
+    WASTE_PERCENT = 6
+    COMPACT_EFFORT = 1 << 18
+    WRITEBACK_BYTES = 1 << 20
+    ROUNDS = 256
+    REST_NS = 5000000
+    STATUS_OVER_BUDGET = 137            # what a process ended by the OOM killer exits with
+
+
+cdef int64_t reclaim_used(Reclaim* r) noexcept nogil:
+    return us_read(&r.resident) + space_pool_bytes(r.swap) + space_metadata(r.swap) + us_read(&r.overhead)
+
+
+cdef int64_t shrink(Reclaim* r, int64_t over) noexcept nogil:
+    """One step of the list above; 0 when no step gives anything."""
+    cdef int64_t freed = swap_compact(r.swap, WASTE_PERCENT, COMPACT_EFFORT)
+    if freed > 0:
+        return freed
+    if us_read(&r.resident) > r.least_resident:
+        freed = r.evict(r.ctx, over)
+        if freed > 0:
+            return freed
+    freed = swap_writeback(r.swap, WRITEBACK_BYTES if WRITEBACK_BYTES < r.limit // 32 else r.limit // 32)
+    if freed > 0:
+        return freed
+    return r.evict(r.ctx, over)
+
+
+cdef int64_t reclaim_down_to(Reclaim* r, int64_t goal) noexcept nogil:
+    cdef int64_t used = reclaim_used(r)
+    cdef int64_t round = 0, least = used
+    # A step that frees folios can add as much to the pool (data that hardly compresses): stop when
+    # many rounds in a row win nothing.
+    while used > goal and round < ROUNDS:
+        if shrink(r, used - goal) <= 0:
+            break
+        used = reclaim_used(r)
+        round += 1
+        if used < least:
+            least = used
+            round = 0
+    return used
+
+
+cdef void over_budget(Reclaim* r, int64_t used) noexcept nogil:
+    cdef char[512] text
+    cdef char[128] reason
+    cdef int n
+    us_add(&r.failures, 1)
+    if us_swap(<uint64_t*>&r.warned, 1) and not r.hard:
+        return
+    if r.swap.device == NULL:
+        snprintf(reason, sizeof(reason), "its data does not compress enough and there is no swap file")
+    elif r.swap.inherited:
+        snprintf(reason, sizeof(reason), "its data does not compress enough and a forked process has no swap file yet")
+    elif us_read(&r.swap.device_error):
+        snprintf(reason, sizeof(reason), "the swap file can't take more (%s)",
+                 strerror(<int>us_read(&r.swap.device_error)))
+    else:
+        snprintf(reason, sizeof(reason), "what is resident is pinned by system calls under way")
+    n = snprintf(text, sizeof(text),
+                 "userswap: the program needs %lld MiB more than its budget of %lld MiB: %s. %s\n",
+                 <long long>((used - r.limit + (1 << 20) - 1) >> 20), <long long>(r.limit >> 20), reason,
+                 b"It ends here because of --hard: give it more --ram or another --swap." if r.hard else
+                 b"It goes on over the budget; nothing is lost. Give it more --ram or another --swap.")
+    write(2, text, n if n < <int>sizeof(text) else <int>sizeof(text) - 1)
+    if r.hard:
+        _exit(STATUS_OVER_BUDGET)
+
+
+cdef void reclaim_charge(Reclaim* r, int64_t bytes) noexcept nogil:
+    cdef int64_t used
+    us_add(&r.resident, bytes)
+    used = reclaim_used(r)
+    if used > r.limit - r.headroom and (us_read(&r.rest_until) == 0 or us_now() >= us_read(&r.rest_until)):
+        used = reclaim_down_to(r, r.limit - r.headroom)
+        if used > r.limit:
+            over_budget(r, used)
+            us_write(&r.rest_until, us_now() + REST_NS)     # trying at every fault would only slow it down
+        elif us_read(&r.warned) and used < r.limit - r.headroom:
+            us_write(&r.warned, 0)
+            us_write(&r.rest_until, 0)
+    us_max(&r.peak, used)
+
+
+cdef void reclaim_uncharge(Reclaim* r, int64_t bytes) noexcept nogil:
+    us_add(&r.resident, -bytes)

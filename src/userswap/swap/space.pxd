@@ -1,0 +1,50 @@
+# The swap space: a SwapMap with the backends behind it. Bytes go in and an id comes out; an id goes in
+# and the bytes come out. Knows no addresses of regions; nobody above it knows which device holds an id.
+from libc.stdint cimport int32_t, int64_t, uint64_t
+
+from userswap.backends.codec cimport Worker
+from userswap.backends.swapfile cimport SwapFile
+from userswap.backends.zswap cimport Zswap
+from userswap.native.us cimport us_mutex
+from userswap.swap.map cimport SwapMap
+
+# What a region's data is best compressed with, found by sampling. Plain fields: a lost update only costs
+# a sample too many. One belongs to every region; the swap space reads and writes it.
+cdef struct CodecHint:
+    int32_t recipe              # -1: sample at the next swap-out
+    int32_t expected            # packed length of 64 KiB that made us keep the recipe; 0: did not compress
+    int32_t left                # swap-outs until the next sample
+
+cdef struct SwapSpace:
+    SwapMap* map
+    Zswap* zswap
+    SwapFile* device            # NULL: no swap file
+    bint inherited              # in a forked child: the device belongs to the parent, hands off
+    us_mutex writeback_lock     # one writeback at a time: guards `bounce`. Outside entry locks.
+    char* bounce                # writeback gathers here; page aligned
+    int64_t bounce_bytes
+    int64_t retry_at            # ns: no writeback before this, after the device failed
+    int64_t device_error        # errno of the last failed write, 0 when the last one worked
+    int64_t swap_outs
+    int64_t swap_ins
+    int64_t writebacks          # folios moved from zswap to a slot, or put there at once
+    int64_t slot_stored         # packed bytes in slots
+    int64_t same_filled
+
+# Takes the device over. NULL: no memory or no such design.
+cdef SwapSpace* space_new(const char* design, uint64_t address_space, SwapFile* device, int64_t bounce_bytes) noexcept nogil
+cdef void space_delete(SwapSpace* s) noexcept nogil
+# Stores n bytes (whole pages): a new id with count 1, or 0 with -errno in `error`. `data` may not change meanwhile.
+cdef uint64_t swap_out(SwapSpace* s, Worker* worker, const void* data, int n, CodecHint* hint, int* error) noexcept nogil
+# Loads the n bytes of an id into `data`: 0 or -errno (-EIO: the device or the copy is damaged; -ENXIO: it is
+# in the swap file of the process that forked this one). The id keeps its copy and its count.
+cdef int swap_in(SwapSpace* s, Worker* worker, uint64_t id, void* data, int n) noexcept nogil
+cdef int swap_dup(SwapSpace* s, uint64_t id) noexcept nogil
+cdef void swap_put(SwapSpace* s, uint64_t id) noexcept nogil
+# Moves cold folios from zswap to the device, about `want` packed bytes: how many it moved, 0 or -errno.
+cdef int64_t swap_writeback(SwapSpace* s, int64_t want) noexcept nogil
+# Gives back memory of the zswap pool that holds nothing, beyond `percent` of what it stores.
+cdef int64_t swap_compact(SwapSpace* s, int percent, int64_t effort) noexcept nogil
+cdef int64_t space_pool_bytes(SwapSpace* s) noexcept nogil
+cdef int64_t space_stored_bytes(SwapSpace* s) noexcept nogil      # packed bytes, in zswap and in slots
+cdef int64_t space_metadata(SwapSpace* s) noexcept nogil

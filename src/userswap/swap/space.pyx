@@ -1,0 +1,352 @@
+"""The swap space: a SwapMap and the backends behind it (see space.pxd for the interface).
+
+Touches backends and the map only. Locking: an entry's lock is held while the data behind it is read,
+moved or freed. `writeback_lock` is taken before entry locks, entry locks before the leaf mutexes of zswap
+and of the device; inside a leaf mutex an entry is only ever try-locked.
+
+Freeing order (see map.pxd): storage first, under the entry's lock, then the entry. So whoever finds an
+object in zswap under its mutex knows that the owner's id is alive and may try-lock it.
+"""
+from libc.errno cimport EIO, ENODEV, ENOMEM, ENOSPC, ENXIO
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+
+from userswap.backends.codec cimport (
+    PACKED_BYTES, Worker, codec_choose, codec_compress, codec_decompress, codec_length,
+)
+from userswap.backends.swapfile cimport (
+    SLOT_BYTES, SwapFile, swapfile_alloc, swapfile_delete, swapfile_free, swapfile_metadata, swapfile_read,
+    swapfile_write,
+)
+from userswap.backends.zswap cimport (
+    Zswap, zswap_alloc, zswap_bytes, zswap_coldest, zswap_compact, zswap_delete, zswap_free, zswap_memory,
+    zswap_new, zswap_set_owner, zswap_stored,
+)
+from userswap.native.us cimport us_add, us_chaos, us_lock, us_now, us_read, us_unlock, us_write
+from userswap.swap.entry cimport (
+    SAME, SLOT, ZSWAP, entry_make, entry_payload, entry_type, same_fits, same_make, same_value, slot_count,
+    slot_make, slot_offset, slot_raw,
+)
+from userswap.swap.map cimport SwapMap, swap_map_design
+
+cdef extern from "<sys/mman.h>" nogil:
+    enum:
+        PROT_READ
+        PROT_WRITE
+        MAP_PRIVATE
+        MAP_ANONYMOUS
+        MADV_DONTDUMP
+    void* MAP_FAILED
+    void* mmap(void* address, size_t length, int prot, int flags, int fd, long offset)
+    int munmap(void* address, size_t length)
+    int madvise(void* address, size_t length, int advice)
+
+cdef enum:
+    SAMPLE_EVERY = 1024         # swap-outs between samples of a region that compresses
+    SAMPLE_AGAIN = 64           # and of one that did not
+    BATCH = 64                  # most folios in one writeback
+    RETRY_NS = 100000000        # a device that failed is tried again after this long
+
+
+cdef SwapSpace* space_new(const char* design, uint64_t address_space, SwapFile* device,
+                          int64_t bounce_bytes) noexcept nogil:
+    cdef SwapSpace* s = <SwapSpace*>calloc(1, sizeof(SwapSpace))
+    if s == NULL:
+        return NULL
+    if swap_map_design(design) != NULL:
+        s.map = swap_map_design(design).new()
+    s.zswap = zswap_new(address_space)
+    if device != NULL:
+        s.bounce = <char*>mmap(NULL, bounce_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        s.bounce_bytes = bounce_bytes
+    if s.map == NULL or s.zswap == NULL or s.bounce == MAP_FAILED:
+        if s.bounce == MAP_FAILED:
+            s.bounce = NULL
+        space_delete(s)
+        return NULL
+    if s.bounce != NULL:
+        madvise(s.bounce, bounce_bytes, MADV_DONTDUMP)
+    s.device = device
+    return s
+
+
+cdef void space_delete(SwapSpace* s) noexcept nogil:
+    if s.map != NULL:
+        s.map.ops.delete(s.map)
+    if s.zswap != NULL:
+        zswap_delete(s.zswap)
+    if s.device != NULL:
+        swapfile_delete(s.device)
+    if s.bounce != NULL:
+        munmap(s.bounce, s.bounce_bytes)
+    free(s)
+
+
+cdef bint same_filled(const uint64_t* words, int count) noexcept nogil:
+    cdef uint64_t first = words[0]
+    cdef uint64_t differs
+    cdef int i = 0
+    # most data is told apart by its last or middle word, at the price of two loads
+    if words[count - 1] != first or words[count // 2] != first:
+        return False
+    while i < count:
+        differs = ((words[i] ^ first) | (words[i + 1] ^ first) | (words[i + 2] ^ first) | (words[i + 3] ^ first)
+                   | (words[i + 4] ^ first) | (words[i + 5] ^ first) | (words[i + 6] ^ first) | (words[i + 7] ^ first))
+        if differs:
+            return False
+        i += 8
+    return True
+
+
+cdef int compress_for(Worker* worker, const void* data, int n, CodecHint* hint) noexcept nogil:
+    """Packs data into worker.packed with the region's recipe, sampling again when it is due or went bad."""
+    cdef int length, scaled
+    if hint.recipe >= 0 and hint.left > 0:
+        hint.left -= 1
+        length = codec_compress(worker, hint.recipe, data, n)
+        scaled = <int>(<int64_t>length * 65536 // n) if length > 0 else 65536
+        if hint.expected == 0 or scaled <= hint.expected + hint.expected // 4:
+            return length
+        if hint.left > SAMPLE_AGAIN and hint.left <= SAMPLE_EVERY - SAMPLE_AGAIN:
+            hint.left = 0               # the data changed its nature: sample, at most once in a while
+        else:
+            return length
+    hint.recipe = codec_choose(worker, data, n)
+    length = codec_compress(worker, hint.recipe, data, n)
+    hint.expected = <int>(<int64_t>length * 65536 // n) if length > 0 else 0
+    hint.left = SAMPLE_EVERY if length > 0 else SAMPLE_AGAIN
+    return length
+
+
+cdef uint64_t publish(SwapSpace* s, uint64_t entry, int* error) noexcept nogil:
+    cdef uint64_t id = s.map.ops.alloc(s.map, entry)
+    if id == 0:
+        error[0] = -ENOMEM
+    else:
+        us_add(&s.swap_outs, 1)
+    return id
+
+
+cdef bint device_usable(SwapSpace* s) noexcept nogil:
+    return s.device != NULL and not s.inherited and (us_read(&s.retry_at) == 0 or us_now() >= us_read(&s.retry_at))
+
+
+cdef void device_failed(SwapSpace* s, int error) noexcept nogil:
+    us_write(&s.device_error, -error)
+    us_write(&s.retry_at, us_now() + RETRY_NS)
+
+
+cdef uint64_t store_in_slots(SwapSpace* s, const char* data, int length, bint raw, int* error) noexcept nogil:
+    cdef int slots = (length + SLOT_BYTES - 1) // SLOT_BYTES
+    cdef int64_t slot
+    cdef uint64_t id
+    if not device_usable(s):
+        error[0] = -ENODEV if s.device == NULL or s.inherited else -ENOSPC
+        return 0
+    slot = swapfile_alloc(s.device, slots)
+    if slot < 0:
+        error[0] = <int>slot
+        device_failed(s, <int>slot)
+        return 0
+    error[0] = swapfile_write(s.device, slot, slots, data)
+    if error[0] != 0:
+        device_failed(s, error[0])
+        swapfile_free(s.device, slot, slots)
+        return 0
+    us_write(&s.device_error, 0)
+    us_write(&s.retry_at, 0)
+    id = publish(s, slot_make(0, slot, slots, raw), error)
+    if id == 0:
+        swapfile_free(s.device, slot, slots)
+        return 0
+    us_add(&s.writebacks, 1)
+    us_add(&s.slot_stored, <int64_t>slots * SLOT_BYTES)
+    return id
+
+
+cdef uint64_t swap_out(SwapSpace* s, Worker* worker, const void* data, int n, CodecHint* hint,
+                       int* error) noexcept nogil:
+    cdef const uint64_t* words = <const uint64_t*>data
+    cdef int length
+    cdef uint64_t handle, id
+    cdef uint32_t ignored
+    error[0] = 0
+    if same_filled(words, n // 8) and same_fits(words[0]):
+        id = publish(s, same_make(words[0]), error)
+        if id:
+            us_add(&s.same_filled, 1)
+        return id
+    length = compress_for(worker, data, n, hint)
+    if length <= 0:
+        # Does not compress: RAM would not be saved by keeping it in zswap. The copy is aligned for O_DIRECT.
+        memcpy(worker.packed, data, n)
+        return store_in_slots(s, worker.packed, n, True, error)
+    handle = zswap_alloc(s.zswap, length, 0)
+    if handle == 0:
+        return store_in_slots(s, worker.packed, length, False, error)
+    memcpy(zswap_memory(s.zswap, handle, &ignored), worker.packed, length)
+    us_chaos()
+    id = publish(s, entry_make(ZSWAP, handle), error)
+    if id == 0:
+        zswap_free(s.zswap, handle)
+        return 0
+    zswap_set_owner(s.zswap, handle, id)        # from here on it may be moved and written back
+    return id
+
+
+cdef int load_entry(SwapSpace* s, Worker* worker, uint64_t entry, void* data, int n) noexcept nogil:
+    """The bytes behind an entry that the caller has locked."""
+    cdef int type = entry_type(entry)
+    cdef uint32_t length
+    cdef const char* packed
+    cdef uint64_t value
+    cdef uint64_t* words
+    cdef int i, error, slots
+    if type == ZSWAP:
+        packed = zswap_memory(s.zswap, entry_payload(entry), &length)
+        return codec_decompress(worker, packed, length, data, n)
+    if type == SAME:
+        value = same_value(entry)
+        words = <uint64_t*>data
+        for i in range(n // 8):
+            words[i] = value
+        return 0
+    if type == SLOT:
+        if s.inherited:
+            return -ENXIO
+        slots = slot_count(entry)
+        if slots * SLOT_BYTES > PACKED_BYTES:
+            return -EIO
+        error = swapfile_read(s.device, slot_offset(entry), slots, worker.packed)
+        if error:
+            return error
+        if not slot_raw(entry):
+            return codec_decompress(worker, worker.packed, slots * SLOT_BYTES, data, n)
+        if slots * SLOT_BYTES != n:
+            return -EIO
+        memcpy(data, worker.packed, n)
+        return 0
+    return -EIO
+
+
+cdef int swap_in(SwapSpace* s, Worker* worker, uint64_t id, void* data, int n) noexcept nogil:
+    cdef uint64_t entry = s.map.ops.lock(s.map, id)
+    cdef int error
+    us_chaos()
+    error = load_entry(s, worker, entry, data, n)
+    s.map.ops.unlock(s.map, id, entry)
+    if error == 0:
+        us_add(&s.swap_ins, 1)
+    return error
+
+
+cdef int swap_dup(SwapSpace* s, uint64_t id) noexcept nogil:
+    return s.map.ops.dup(s.map, id)
+
+
+cdef void swap_put(SwapSpace* s, uint64_t id) noexcept nogil:
+    cdef uint64_t entry
+    if s.map.ops.put(s.map, id, &entry) != 0:
+        return
+    us_chaos()
+    if entry_type(entry) == ZSWAP:
+        zswap_free(s.zswap, entry_payload(entry))
+    elif entry_type(entry) == SLOT:
+        us_add(&s.slot_stored, -<int64_t>slot_count(entry) * SLOT_BYTES)
+        if not s.inherited:
+            swapfile_free(s.device, slot_offset(entry), slot_count(entry))
+    s.map.ops.free(s.map, id)
+
+
+cdef bint lock_owner(void* ctx, uint64_t owner, uint64_t handle) noexcept nogil:
+    """zswap's callback, under its mutex: is the object still what its owner refers to, and nobody at it?"""
+    cdef SwapSpace* s = <SwapSpace*>ctx
+    cdef uint64_t entry = s.map.ops.trylock(s.map, owner)
+    if entry == 0:
+        return False
+    if entry != entry_make(ZSWAP, handle):
+        s.map.ops.unlock(s.map, owner, entry)
+        return False
+    return True
+
+
+cdef void owner_moved(void* ctx, uint64_t owner, uint64_t fresh) noexcept nogil:
+    cdef SwapSpace* s = <SwapSpace*>ctx
+    s.map.ops.unlock(s.map, owner, entry_make(ZSWAP, fresh))
+
+
+cdef int64_t swap_compact(SwapSpace* s, int percent, int64_t effort) noexcept nogil:
+    return zswap_compact(s.zswap, percent, effort, lock_owner, owner_moved, s)
+
+
+cdef int write_batch(SwapSpace* s, uint64_t* handles, uint64_t* owners, int count, int64_t* moved) noexcept nogil:
+    """Writes locked objects to one run of slots and points their owners there. On failure everything is as before."""
+    cdef uint32_t length
+    cdef const char* packed
+    cdef int64_t at = 0, slot
+    cdef int i, slots, error = 0
+    for i in range(count):
+        packed = zswap_memory(s.zswap, handles[i], &length)
+        memcpy(s.bounce + at, packed, length)
+        at += (length + SLOT_BYTES - 1) // SLOT_BYTES * SLOT_BYTES
+    slot = swapfile_alloc(s.device, <int>(at // SLOT_BYTES))
+    if slot < 0:
+        error = <int>slot
+    else:
+        error = swapfile_write(s.device, slot, <int>(at // SLOT_BYTES), s.bounce)
+        if error:
+            swapfile_free(s.device, slot, <int>(at // SLOT_BYTES))
+    us_chaos()
+    for i in range(count):
+        if error:
+            s.map.ops.unlock(s.map, owners[i], entry_make(ZSWAP, handles[i]))
+            continue
+        zswap_memory(s.zswap, handles[i], &length)
+        slots = <int>((length + SLOT_BYTES - 1) // SLOT_BYTES)
+        zswap_free(s.zswap, handles[i])
+        s.map.ops.unlock(s.map, owners[i], slot_make(0, slot, slots, False))
+        slot += slots
+        moved[0] += length
+        us_add(&s.slot_stored, <int64_t>slots * SLOT_BYTES)
+        us_add(&s.writebacks, 1)
+    return error
+
+
+cdef int64_t swap_writeback(SwapSpace* s, int64_t want) noexcept nogil:
+    cdef uint64_t[BATCH] handles
+    cdef uint64_t[BATCH] owners
+    cdef int64_t moved = 0, room
+    cdef int count, error = 0, i
+    if not device_usable(s):
+        return -ENODEV if s.device == NULL or s.inherited else -ENOSPC
+    us_lock(&s.writeback_lock)
+    room = s.bounce_bytes
+    while moved < want and error == 0:
+        count = zswap_coldest(s.zswap, BATCH, room, handles, owners, lock_owner, s)
+        if count == 0:
+            break
+        error = write_batch(s, handles, owners, count, &moved)
+        if error == -ENOSPC and count > 1 and room > PACKED_BYTES:
+            error = 0                   # no run that long is left: try shorter ones
+            room = room // 2 if room // 2 > PACKED_BYTES else PACKED_BYTES
+    us_unlock(&s.writeback_lock)
+    if error:
+        device_failed(s, error)
+    elif moved:
+        us_write(&s.device_error, 0)
+        us_write(&s.retry_at, 0)
+    return moved if moved else error
+
+
+cdef int64_t space_pool_bytes(SwapSpace* s) noexcept nogil:
+    return zswap_bytes(s.zswap)
+
+
+cdef int64_t space_stored_bytes(SwapSpace* s) noexcept nogil:
+    return zswap_stored(s.zswap) + us_read(&s.slot_stored)
+
+
+cdef int64_t space_metadata(SwapSpace* s) noexcept nogil:
+    cdef int64_t device = swapfile_metadata(s.device) + s.bounce_bytes if s.device != NULL else 0
+    return s.map.ops.metadata(s.map) + device + <int64_t>sizeof(SwapSpace)
