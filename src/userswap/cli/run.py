@@ -370,9 +370,7 @@ def write_report(path: Path, stats: "Stats", reason: str | None, seconds: float)
         return
     draft = draft_of(path)
     try:
-        with os.fdopen(
-            os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "w"
-        ) as file:
+        with draft.open("x") as file:
             file.write(text)
         draft.replace(path)
     except OSError:
@@ -388,7 +386,7 @@ def described(stats: "Stats", reason: str | None) -> str:
     if not stats.faults and not stats.swap_outs:
         if not stats.peak_virtual_bytes:
             return f"userswap: swap was never needed: no arrays were large enough (RAM budget {budget}).\n"
-        return f"userswap: swap was never needed: {arrays} of arrays at once fitted the RAM budget of {budget}.\n"
+        return f"userswap: swap was never needed: {arrays} of arrays at most, in {budget} of RAM.\n"
     ratio = stats.peak_virtual_bytes / max(stats.budget_bytes, 1)
     text = f"userswap: {arrays} of arrays at once in {budget} of RAM ({ratio:.1f} times as much)\n{because}"
     text += f"  {'RAM used':<10} {format_size(stats.peak_bytes)} at most\n"
