@@ -220,8 +220,8 @@ def mend_userfaultfd(error: OSError) -> str:
     if error.errno in (errno.EPERM, errno.EACCES, errno.ENOSYS):
         if filtered:
             return (
-                "a seccomp filter forbids it: allow the userfaultfd system call in its profile, or "
-                "start the container with --security-opt seccomp=unconfined (Kubernetes: seccompProfile Unconfined)"
+                "a seccomp filter forbids it: allow the userfaultfd system call in its profile, or start the "
+                "container with --security-opt seccomp=unconfined (Kubernetes: seccompProfile Unconfined)"
             )
         return "a security module forbids it (SELinux, AppArmor): allow userfaultfd to this user"
     return "see what the kernel log says (dmesg)"
