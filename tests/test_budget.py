@@ -98,7 +98,10 @@ def test_version_1_as_docker_mounts_it(tree: Tree) -> None:
     )
     tree.write("/sys/fs/cgroup/memory/memory.limit_in_bytes", 1 * GIB)
     tree.write("/sys/fs/cgroup/memory/memory.usage_in_bytes", 200 * MIB)
-    tree.write("/sys/fs/cgroup/memory/memory.stat", f"total_inactive_file {150 * MIB}\nhierarchical_memory_limit {GIB}")
+    tree.write(
+        "/sys/fs/cgroup/memory/memory.stat",
+        f"total_inactive_file {150 * MIB}\nhierarchical_memory_limit {GIB}",
+    )
     [limit] = memory_limits(tree.root)
     assert (limit.limit, limit.used, limit.cgroup) == (GIB, 50 * MIB, "/")
 
@@ -181,7 +184,7 @@ def test_this_machine() -> None:
 
 @contextlib.contextmanager
 def real_cgroups() -> Iterator[tuple[Path, str]]:
-    """Make a cgroup inside another, below this process's own; give the inner one and the limit's file name."""
+    """Make a cgroup inside another, below this process's own; give the inner one and its file to write."""
     for version, mount, _, own in memory_hierarchies(Path("/")):
         file = "memory.max" if version == 2 else "memory.limit_in_bytes"
         outer = mount / own.lstrip("/") / f"userswap-test-{os.getpid()}"

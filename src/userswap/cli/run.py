@@ -159,16 +159,18 @@ def find(rest: list[str]) -> Program:
 
 def writable(name: str) -> Path:
     """Return the absolute path of the --stats file, whose directory was tried out. Raises UsageError."""
-    # The program may change its working directory.
-    path = Path(name)
+    # Absolute, since the program may change its working directory.
+    path = Path(name).absolute()
     mend = "name another file with --stats"
     try:
-        path = path.resolve()
+        if replaceable(path):
+            # A link stays; what it leads to is replaced.
+            path = path.resolve()
         if path.is_dir() or not name:
             raise UsageError(f"--stats {name!r} is a directory, not a file: {mend}.")
         if path.exists() and not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        if not path.exists() or path.is_file():
+        if replaceable(path):
             draft = draft_of(path)
             draft.touch(exist_ok=False)
             draft.unlink()
@@ -176,6 +178,11 @@ def writable(name: str) -> Path:
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"--stats {name!r} cannot be written ({reason}): {mend}.") from None
     return path
+
+
+def replaceable(path: Path) -> bool:
+    """Tell whether `path` is, or would be, a regular file of its own, not a pipe or /dev/stdout."""
+    return path.parts[1:2] not in (("dev",), ("proc",)) and (path.is_file() or not path.exists())
 
 
 def draft_of(path: Path) -> Path:
@@ -364,9 +371,12 @@ def write_report(path: Path, stats: "Stats", reason: str | None, seconds: float)
     figures: dict[str, Any] = {name: getattr(stats, name) for name in FIELDS}
     figures |= {"budget_reason": reason, "seconds": round(seconds, 3)}
     text = json.dumps(figures, indent=2) + "\n"
-    if path.exists() and not path.is_file():
-        # A pipe or /dev/stdout cannot be replaced.
-        path.write_text(text)
+    if not replaceable(path):
+        # Behind /dev/stdout may be a file with the program's output: add to it, in the right order.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stdout.flush()
+        with path.open("a") as file:
+            file.write(text)
         return
     draft = draft_of(path)
     try:
