@@ -3,3 +3,4 @@ from userswap.memory.regions cimport MemoryPool
 
 cdef class Core:
     cdef MemoryPool* pool
+    cdef MemoryPool* alive(self) except NULL

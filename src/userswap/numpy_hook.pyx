@@ -32,7 +32,7 @@ cdef extern from "numpy/arrayobject.h":
         PyDataMemAllocator allocator
     object PyDataMem_SetHandler(object handler)
     PyObject* PyDataMem_DefaultHandler
-    int import_array() except -1
+    int _import_array() except -1
 
 cdef extern from "<malloc.h>" nogil:
     size_t malloc_usable_size(void* data)
@@ -40,7 +40,7 @@ cdef extern from "<malloc.h>" nogil:
 cdef enum:
     LEAST_ARRAY = 4096
 
-import_array()
+_import_array()
 
 # NumPy's own allocator, as it was before we came. Set once, never changed.
 cdef PyDataMemAllocator plain

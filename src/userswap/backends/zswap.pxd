@@ -5,27 +5,38 @@
 # mutex; zswap_memory() is lock-free and valid while the caller holds the owner's entry lock.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+cdef enum:
+    OBJECT_MAX = 69632          # a folio that did not compress and its header (PACKED_BYTES of the codec)
+    COMPACT_SLACK = 65536       # waste that is never worth a compaction
+
 cdef struct Zswap
 
 # Called with the pool's mutex held. `locked` must try-lock the owner's entry and check that it still
 # is `handle`; returns whether it is locked now. `moved` replaces the entry by `fresh` and unlocks it.
+# Between the two the bytes are copied without the mutex: the owner's lock alone keeps the object there.
+# Neither is called for owner 0, which says that the object is not published yet.
 ctypedef bint (*zswap_try)(void* ctx, uint64_t owner, uint64_t handle) noexcept nogil
 ctypedef void (*zswap_done)(void* ctx, uint64_t owner, uint64_t fresh) noexcept nogil
 
 cdef Zswap* zswap_new(uint64_t address_space) noexcept nogil    # bytes of address space; NULL: no memory
 cdef void zswap_delete(Zswap* z) noexcept nogil
-# A new object of `length` bytes; 0 when there is no address space or memory left. The handle is below 2**44, not 0.
+# A new object of 1 .. OBJECT_MAX bytes; 0 when there is no address space or memory left. The handle is below 2**44, not 0.
 cdef uint64_t zswap_alloc(Zswap* z, uint32_t length, uint64_t owner) noexcept nogil
 cdef void zswap_set_owner(Zswap* z, uint64_t handle, uint64_t owner) noexcept nogil
 cdef void zswap_free(Zswap* z, uint64_t handle) noexcept nogil
 cdef char* zswap_memory(Zswap* z, uint64_t handle, uint32_t* length) noexcept nogil
-# Bytes of RAM in use, headers included; bytes asked for by live objects; live objects.
+# Bytes of RAM in the segments: headers, holes that are not given back yet and one spare segment included, so
+# that it equals what is resident in the mapping; bytes asked for by live objects; live objects.
 cdef int64_t zswap_bytes(Zswap* z) noexcept nogil
 cdef int64_t zswap_stored(Zswap* z) noexcept nogil
 cdef int64_t zswap_objects(Zswap* z) noexcept nogil
-# Gives memory back until waste is below `percent` of what is stored, moving objects where that
-# helps; does at most about `effort` bytes of moving. Returns the bytes given back.
+# Bytes of RAM outside the segments (control words, size classes): not part of zswap_bytes.
+cdef int64_t zswap_metadata(Zswap* z) noexcept nogil
+# Gives memory back until waste is below `percent` of what is stored (and COMPACT_SLACK), moving objects
+# where that helps; moves and gives back about `effort` bytes at most. One thread at a time works, others
+# return at once. A call that has nothing to gain costs some ns. Returns the bytes given back, net.
 cdef int64_t zswap_compact(Zswap* z, int percent, int64_t effort, zswap_try locked, zswap_done moved, void* ctx) noexcept nogil
 # The coldest objects (second chance, in the order they came): locks up to `n` of them with
 # `locked` and writes down their handles and owners; together at most `bytes` long (rounded up to 4 KiB each).
+# An object is young when it is new, and again whenever zswap_memory() is asked for it.
 cdef int zswap_coldest(Zswap* z, int n, int64_t bytes, uint64_t* handles, uint64_t* owners, zswap_try locked, void* ctx) noexcept nogil

@@ -42,7 +42,8 @@ cdef uint64_t* arena_words      # the page table of the whole arena, touched whe
 cdef Region* region_table       # regions live here, never freed, reused with their extents
 cdef uint64_t regions_made = 0
 cdef uint64_t granules_used = 0
-cdef Region*[EXTENT_CLASSES] free_extents
+ctypedef Region* RegionPointer
+cdef RegionPointer[EXTENT_CLASSES] free_extents
 cdef MemoryPool* pools = NULL
 
 
