@@ -17,9 +17,27 @@ from support import python, userswap
 
 RAM = ("--ram", "128M", "--swap", "none")
 FIELDS = set(
-    "budget_bytes peak_bytes resident_bytes pool_bytes metadata_bytes swapped_bytes stored_bytes faults "
-    "swap_ins swap_outs writebacks fault_ns_p50 fault_ns_p99 fault_ns_total "
-    "virtual_bytes peak_virtual_bytes slot_bytes budget_reason seconds".split()
+    [
+        "budget_bytes",
+        "peak_bytes",
+        "resident_bytes",
+        "pool_bytes",
+        "metadata_bytes",
+        "swapped_bytes",
+        "stored_bytes",
+        "faults",
+        "swap_ins",
+        "swap_outs",
+        "writebacks",
+        "fault_ns_p50",
+        "fault_ns_p99",
+        "fault_ns_total",
+        "virtual_bytes",
+        "peak_virtual_bytes",
+        "slot_bytes",
+        "budget_reason",
+        "seconds",
+    ]
 )
 
 # What a program can see of how it was started.
@@ -268,7 +286,7 @@ def test_a_program_that_closes_stderr_still_ends_well() -> None:
 
 
 def test_import_of_swap_is_light() -> None:
-    """`userswap run -c pass` takes at most 60 ms over `python -c 'import numpy'`, the best of several runs."""
+    """`userswap run -c pass` takes at most 60 ms over `python -c 'import numpy'`, best of several."""
 
     def best(*command: str) -> float:
         times = []

@@ -39,7 +39,8 @@ def test_sizes_people_write(text: str | int, size: int) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "   ", "K", "M512", "512Q", "512MM", "1e9", "0x10", "1,5G", "1 2", "1_000", "½G", "٣", "nan", "inf",
+        "", "   ", "K", "M512", "512Q", "512MM", "1e9", "0x10", "1,5G", "1 2", "1_000",
+        "½G", "٣", "nan", "inf",
         "1..5G",
         "--", "12K3", "5 %", "5%", "None", "\x00", "1" * 31, "9" * 5000,
     ],
