@@ -4,12 +4,11 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The build finds meson, ninja and cython by name: those of .venv/ come first.
 export PATH := $(abspath $(BIN)):$(PATH)
 DEBUG_SITE := build/debug-site
-SOURCES := $(shell find src -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.h') meson.build meson.options src/userswap/meson.build pyproject.toml
+SOURCES := $(shell find src -name '*.py' -o -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]') meson.build meson.options src/userswap/meson.build pyproject.toml
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
-# The build finds meson, ninja and cython by name: those of .venv/ come first.
-export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help venv demo test lint debug clean
 help:  ## this list
@@ -18,7 +17,9 @@ help:  ## this list
 $(BIN)/.tools: pyproject.toml
 	@echo "==> setting up $(VENV) (once)"
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "userswap needs Python 3.11 or newer; say which one with: make PYTHON=/path/to/python3.12")'
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@command -v $${CC:-cc} >/dev/null || { echo "a C compiler is needed: on Debian and Ubuntu, apt-get install gcc"; exit 1; }
+	@$(PYTHON) -c 'import pathlib, sys, sysconfig; sys.exit(0 if pathlib.Path(sysconfig.get_path("include"), "Python.h").exists() else "the headers of Python are needed to build: on Debian and Ubuntu, apt-get install python3-dev")'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { echo "on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@$(PIP) install 'meson-python>=0.17' 'meson>=1.4' ninja 'cython>=3.1' 'numpy>=2.0' 'blosc2>=4.1' \
 	    'pytest>=8' 'hypothesis>=6' 'mypy>=1.11' 'ruff>=0.6' 'cython-lint>=0.16'
 	@touch $@

@@ -83,7 +83,7 @@ def default_budget(root: Path = Path("/")) -> Budget:
             budget = Budget(
                 max(limit.left, 0),
                 f"cgroup {limit.cgroup} limits memory to {format_size(limit.limit)} ({limit.file}), of which "
-                f"{format_size(limit.used)} is in use and {format_size(limit.reserve)} is left to the interpreter",
+                f"{format_size(limit.used)} is in use and {format_size(limit.reserve)} is the interpreter's",
             )
     if budget.bytes < LEAST_BUDGET:
         raise BudgetError(
@@ -116,7 +116,7 @@ def memory_limits(root: Path = Path("/")) -> list[Limit]:
 
 
 def memory_hierarchies(root: Path) -> Iterator[tuple[int, Path, str, str]]:
-    """Yield (version, mount point, directory of the hierarchy mounted there, own cgroup), as /proc tells them."""
+    """Yield (version, mount point, directory of the hierarchy mounted there, own cgroup)."""
     own: dict[int, str] = {}
     for line in lines(root / "proc/self/cgroup"):
         number, _, rest = line.partition(":")
@@ -165,7 +165,7 @@ def inside(top: Path, mounted_from: str, cgroup: str) -> Path:
 
 
 def limit_v2(directory: Path) -> tuple[str, int, int] | None:
-    """Return (file that limits, bytes allowed, bytes used) of a version 2 cgroup, None when it has no limit."""
+    """Return (file that limits, bytes allowed, bytes used) of a version 2 cgroup, None without a limit."""
     limits = [
         (size, file)
         for file in ("memory.max", "memory.high")
@@ -178,7 +178,7 @@ def limit_v2(directory: Path) -> tuple[str, int, int] | None:
 
 
 def limit_v1(directory: Path) -> tuple[str, int, int] | None:
-    """Return (file that limits, bytes allowed, bytes used) of a version 1 cgroup, None when it has no limit."""
+    """Return (file that limits, bytes allowed, bytes used) of a version 1 cgroup, None without a limit."""
     limits = []
     if (size := number(directory / "memory.limit_in_bytes")) is not None:
         limits.append((size, "memory.limit_in_bytes"))
@@ -192,7 +192,7 @@ def limit_v1(directory: Path) -> tuple[str, int, int] | None:
 
 
 def in_use(directory: Path, file: str, prefix: str) -> int:
-    """Return the bytes a cgroup uses, without file cache that nobody has mapped: the kernel drops that first."""
+    """Return the bytes a cgroup uses, without file cache that is not mapped: the kernel drops that first."""
     used = number(directory / file) or 0
     stat = statistics(directory)
     cache = stat.get(prefix + "inactive_file", 0) + stat.get(prefix + "active_file", 0)

@@ -65,14 +65,11 @@ def format_size(size: int) -> str:
     size = abs(size)
     if size < 1024:
         return f"{sign}{size} B"
-    value = float(size)
-    unit = ""
-    for unit in UNITS:
-        value /= 1024
-        # 1023.96 would be written "1024 KiB": the next unit says "1 MiB".
-        if round(value, 1) < 1024:
-            break
-    return f"{sign}{value:.1f}".removesuffix(".0") + f" {unit}iB"
+    power = 1
+    # 1023.96 KiB would be written "1024 KiB": the next unit says "1 MiB".
+    while power < len(UNITS) and round(size / 1024**power, 1) >= 1024:
+        power += 1
+    return f"{sign}{size / 1024**power:.1f}".removesuffix(".0") + f" {UNITS[power - 1]}iB"
 
 
 def shown(text: object) -> str:

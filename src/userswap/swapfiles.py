@@ -235,11 +235,8 @@ def open_named(path: Path) -> int:
         created = True
     except FileExistsError:
         if not path.is_file():
-            kind = (
-                "leads nowhere"
-                if path.is_symlink() and not path.exists()
-                else "is neither a file nor a directory"
-            )
+            nowhere = path.is_symlink() and not path.exists()
+            kind = "is a link that leads nowhere" if nowhere else "is neither a file nor a directory"
             raise SwapPathError(f"{path} {kind}: {OTHER_PLACE}.") from None
         fd = os.open(path, flags)
         created = False
@@ -279,8 +276,8 @@ def take_over(path: Path, fd: int) -> None:
         marked = os.getxattr(fd, MARK) == b"1"
     if status.st_size and not marked:
         raise SwapPathError(
-            f"{path} exists and holds {format_size(status.st_size)} of data, which swap would overwrite: name a "
-            f"file that does not exist yet, or a directory, or remove it first (rm {path})."
+            f"{path} exists and holds {format_size(status.st_size)} of data, which swap would overwrite: "
+            f"name a file that does not exist yet, or a directory, or remove it first (rm {path})."
         )
     os.fchmod(fd, 0o600)
     os.ftruncate(fd, 0)
@@ -297,7 +294,10 @@ def refuse_in_memory(path: Path, fd: int) -> None:
 
 
 def try_out(path: Path, fd: int) -> bool:
-    """Write and read back a page, with O_DIRECT and else without; return whether O_DIRECT works. Raises OSError."""
+    """Write a page and read it back; return whether that works with O_DIRECT.
+
+    Raises OSError when it does not work without either, SwapPathError when there is no room.
+    """
     room = os.fstatvfs(fd)
     free = (room.f_bfree if os.geteuid() == 0 else room.f_bavail) * room.f_frsize
     if room.f_blocks and free < LEAST_SWAP:
@@ -350,13 +350,13 @@ def explained(path: Path, error: OSError) -> str:
             return f"{parent} does not exist: create it (mkdir -p {parent}), or {OTHER_PLACE}."
         case errno.ENOTDIR:
             return f"{path} leads through something that is not a directory: {OTHER_PLACE}."
-        case errno.EACCES | errno.EPERM if not os.path.lexists(path):  # noqa: PTH110 - Path.exists raises EACCES
+        case errno.EACCES | errno.EPERM if not os.path.lexists(path):
             return f"{path} cannot be created by this user: {OTHER_PLACE}."
         case errno.EACCES | errno.EPERM:
             return f"{path} is not writable for this user: {OTHER_PLACE}."
         case errno.EROFS:
             return f"{path} is on a read-only file system: {OTHER_PLACE}."
         case errno.ENOSPC | errno.EDQUOT:
-            return f"The file system of {path} is full ({error.strerror}): free some space there, or {OTHER_PLACE}."
+            return f"The file system of {path} is full ({error.strerror}): free some space, or {OTHER_PLACE}."
         case _:
             return f"{path} cannot be used for swap ({error.strerror}): {OTHER_PLACE}."

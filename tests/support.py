@@ -1,0 +1,58 @@
+"""What several test files share: running the command, and places that only root can make."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+Result = subprocess.CompletedProcess[str]
+
+
+def python(*arguments: str, **options: Any) -> Result:
+    """Run plain Python and return what it printed."""
+    options = {"capture_output": True, "text": True, "timeout": 120, "stdin": subprocess.DEVNULL} | options
+    if "input" in options:
+        del options["stdin"]
+    return subprocess.run([sys.executable, *arguments], check=False, **options)
+
+
+def userswap(*arguments: str, **options: Any) -> Result:
+    """Run the command `userswap` and return what it printed."""
+    return python("-m", "userswap", *arguments, **options)
+
+
+@contextmanager
+def mounted(point: Path, *mount: str) -> Iterator[Path]:
+    """Mount something at `point` (made if missing) for the time of a `with` block; root only."""
+    point.mkdir(exist_ok=True)
+    subprocess.run(["mount", *mount, str(point)], check=True, capture_output=True)
+    try:
+        yield point
+    finally:
+        subprocess.run(["umount", "--lazy", str(point)], check=True, capture_output=True)
+
+
+@contextmanager
+def small_disk(directory: Path, megabytes: int) -> Iterator[Path]:
+    """Mount an ext4 file system of a few megabytes, with nothing reserved for root; root only."""
+    image = directory / "disk.img"
+    with image.open("wb") as file:
+        file.truncate(megabytes << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", str(image)], check=True, capture_output=True)
+    with mounted(directory / "disk", "-o", "loop", str(image)) as point:
+        yield point
+
+
+def fill(directory: Path) -> None:
+    """Fill a (small) file system until nothing more fits."""
+    with (directory / "filler").open("wb", buffering=0) as file:
+        for size in (1 << 20, 4096):
+            try:
+                while True:
+                    file.write(b"x" * size)
+            except OSError:
+                pass
+        os.sync()
