@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 DESIGN_NAMES: Final[tuple[str, ...]]
+DEBUG: Final[bool]
 SAME: Final[int]
 ZSWAP: Final[int]
 SLOT: Final[int]

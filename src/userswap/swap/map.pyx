@@ -9,7 +9,7 @@ from libc.errno cimport EOVERFLOW
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport strcmp
 
-from userswap.native.us cimport us_lock, us_mutex, us_now, us_unlock
+from userswap.native.us cimport us_debug, us_lock, us_mutex, us_now, us_unlock
 from userswap.swap cimport entry as e
 from userswap.swap.designs.sparse cimport sparse_design
 
@@ -31,6 +31,7 @@ cdef const SwapMapOps* swap_map_design(const char* name) noexcept nogil:
 
 DESIGN_NAMES = tuple([designs[i].name.decode() for i in range(DESIGNS)])
 SAME, ZSWAP, SLOT = e.SAME, e.ZSWAP, e.SLOT
+DEBUG = bool(us_debug())
 
 
 def entry(int type, payload=0):
@@ -198,7 +199,7 @@ cdef class Map:
             began = us_now() - began
         if failed:
             raise MemoryError(f"no memory to {op} at {i:,} of {n:,}")
-        return began / n if n else 0.0
+        return <double>began / <double>n if n else 0.0
 
     def stress(self, uint64_t[::1] ids, int64_t[::1] held, Py_ssize_t rounds, uint64_t seed, int private=300):
         """What one of several threads does to ids that all share: ``(increments, faults)``.
