@@ -12,6 +12,7 @@ ZSWAP: Final[int]
 SLOT: Final[int]
 
 def entry(type: int, payload: int = 0) -> int: ...
+
 @final
 class Map:
     def __init__(self, design: str = "sparse") -> None: ...
