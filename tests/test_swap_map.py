@@ -429,7 +429,9 @@ def test_the_last_put_waits_for_the_lock_and_sees_what_it_left(design: str) -> N
 
 
 @designs
-@pytest.mark.parametrize(("shared", "threads", "rounds"), [(1, 2, 60_000), (8, 3, 40_000), (2000, 4, 40_000)])
+@pytest.mark.parametrize(
+    ("shared", "threads", "rounds"), [(1, 2, 400_000), (8, 3, 200_000), (2000, 4, 60_000)]
+)
 def test_threads_lose_no_count_and_no_entry(design: str, shared: int, threads: int, rounds: int) -> None:
     swap_map = Map(design)
     ids = fill(swap_map, shared, entry(ZSWAP, 0))

@@ -215,13 +215,13 @@ cdef class Map:
         cdef uint64_t state = seed * 0x9E3779B97F4A7C15u | 1
         cdef uint64_t[512] own
         cdef uint64_t r, entry, mine
-        cdef Py_ssize_t k, i
+        cdef Py_ssize_t _round, i
         cdef int j, n
         cdef int64_t done = 0, wrong = 0, left
         if private > 512 or private < 0 or ids.shape[0] == 0 or held.shape[0] != ids.shape[0]:
             raise ValueError("stress needs ids, as many holdings, and at most 512 private ids")
         with nogil:
-            for k in range(rounds):
+            for _round in range(rounds):
                 r = next_random(&state)
                 i = <Py_ssize_t>((r >> 8) % <uint64_t>ids.shape[0])
                 r &= 255
@@ -279,7 +279,7 @@ cdef class Map:
         cdef const SwapMapOps* ops = m.ops
         cdef uint64_t state = seed * 0x9E3779B97F4A7C15u | 1
         cdef Py_ssize_t n = ids.shape[0]
-        cdef Py_ssize_t step, i, k, other
+        cdef Py_ssize_t step, i, _turn, other
         cdef uint64_t entry, seen
         cdef int64_t freed = 0, probes = 0, wrong = 0
         if n == 0 or storage.shape[0] != n:
@@ -289,7 +289,7 @@ cdef class Map:
             while gcd(step, n) != 1:
                 step += 2
             i = <Py_ssize_t>(next_random(&state) % <uint64_t>n)
-            for k in range(n):
+            for _turn in range(n):
                 i = (i + step) % n
                 other = <Py_ssize_t>(next_random(&state) % <uint64_t>n)
                 us_lock(&self.pool)

@@ -20,7 +20,7 @@ The slab never calls malloc, as it runs in the fault handler. It maps 256 KiB at
 back to the system at once, but for a few that are kept so that an id that comes and goes does not cost a
 system call each time; a chunk goes back when it is wholly free and another one has free nodes.
 """
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
 from userswap.native.us cimport us_add, us_assert, us_chaos, us_debug, us_store
@@ -37,7 +37,6 @@ cdef extern from "<sys/mman.h>" nogil:
     void* mmap(void* address, size_t length, int prot, int flags, int fd, long offset)
     int munmap(void* address, size_t length)
     int madvise(void* address, size_t length, int advice)
-
 
 
 cdef extern from * nogil:
