@@ -27,9 +27,9 @@ cdef struct SwapMapOps:
     uint64_t (*lock)(SwapMap* map, uint64_t id) noexcept nogil          # waits; the entry, flags cleared
     uint64_t (*trylock)(SwapMap* map, uint64_t id) noexcept nogil       # 0: somebody else has it
     void (*unlock)(SwapMap* map, uint64_t id, uint64_t entry) noexcept nogil  # entry: as it shall be now
-    int (*dup)(SwapMap* map, uint64_t id) noexcept nogil                # 0, or -ENOMEM / -EOVERFLOW; then
-                                                                        # nothing has changed
-    int64_t (*put)(SwapMap* map, uint64_t id, uint64_t* entry) noexcept nogil # the count that is left
+    # 0, or -ENOMEM / -EOVERFLOW and nothing has changed.
+    int (*dup)(SwapMap* map, uint64_t id) noexcept nogil
+    int64_t (*put)(SwapMap* map, uint64_t id, uint64_t* entry) noexcept nogil  # the count that is left
     # dup n times at once (n < 0: put, but at least one must be left), for counts that no loop reaches.
     int (*add)(SwapMap* map, uint64_t id, int64_t n) noexcept nogil     # 0, or -ENOMEM / -EOVERFLOW
     int64_t (*count)(SwapMap* map, uint64_t id) noexcept nogil          # 0 between the last put and free

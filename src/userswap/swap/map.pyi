@@ -6,11 +6,13 @@ import numpy as np
 import numpy.typing as npt
 
 DESIGN_NAMES: Final[tuple[str, ...]]
+DEBUG: Final[bool]
 SAME: Final[int]
 ZSWAP: Final[int]
 SLOT: Final[int]
 
 def entry(type: int, payload: int = 0) -> int: ...
+
 @final
 class Map:
     def __init__(self, design: str = "sparse") -> None: ...

@@ -9,7 +9,7 @@ from libc.errno cimport EOVERFLOW
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport strcmp
 
-from userswap.native.us cimport us_lock, us_mutex, us_now, us_unlock
+from userswap.native.us cimport us_debug, us_lock, us_mutex, us_now, us_unlock
 from userswap.swap cimport entry as e
 from userswap.swap.designs.sparse cimport sparse_design
 
@@ -31,6 +31,7 @@ cdef const SwapMapOps* swap_map_design(const char* name) noexcept nogil:
 
 DESIGN_NAMES = tuple([designs[i].name.decode() for i in range(DESIGNS)])
 SAME, ZSWAP, SLOT = e.SAME, e.ZSWAP, e.SLOT
+DEBUG = bool(us_debug())
 
 
 def entry(int type, payload=0):
@@ -198,7 +199,7 @@ cdef class Map:
             began = us_now() - began
         if failed:
             raise MemoryError(f"no memory to {op} at {i:,} of {n:,}")
-        return began / n if n else 0.0
+        return <double>began / <double>n if n else 0.0
 
     def stress(self, uint64_t[::1] ids, int64_t[::1] held, Py_ssize_t rounds, uint64_t seed, int private=300):
         """What one of several threads does to ids that all share: ``(increments, faults)``.
@@ -214,13 +215,13 @@ cdef class Map:
         cdef uint64_t state = seed * 0x9E3779B97F4A7C15u | 1
         cdef uint64_t[512] own
         cdef uint64_t r, entry, mine
-        cdef Py_ssize_t k, i
+        cdef Py_ssize_t _round, i
         cdef int j, n
         cdef int64_t done = 0, wrong = 0, left
         if private > 512 or private < 0 or ids.shape[0] == 0 or held.shape[0] != ids.shape[0]:
             raise ValueError("stress needs ids, as many holdings, and at most 512 private ids")
         with nogil:
-            for k in range(rounds):
+            for _round in range(rounds):
                 r = next_random(&state)
                 i = <Py_ssize_t>((r >> 8) % <uint64_t>ids.shape[0])
                 r &= 255
@@ -278,7 +279,7 @@ cdef class Map:
         cdef const SwapMapOps* ops = m.ops
         cdef uint64_t state = seed * 0x9E3779B97F4A7C15u | 1
         cdef Py_ssize_t n = ids.shape[0]
-        cdef Py_ssize_t step, i, k, other
+        cdef Py_ssize_t step, i, _turn, other
         cdef uint64_t entry, seen
         cdef int64_t freed = 0, probes = 0, wrong = 0
         if n == 0 or storage.shape[0] != n:
@@ -288,7 +289,7 @@ cdef class Map:
             while gcd(step, n) != 1:
                 step += 2
             i = <Py_ssize_t>(next_random(&state) % <uint64_t>n)
-            for k in range(n):
+            for _turn in range(n):
                 i = (i + step) % n
                 other = <Py_ssize_t>(next_random(&state) % <uint64_t>n)
                 us_lock(&self.pool)

@@ -7,7 +7,7 @@
 #
 # Locking: everything that changes a tree or its slab, and every function here but radix_slot(), runs
 # under the owner's mutex. radix_slot() takes no lock; see there and in radix.pyx for why it may.
-from libc.stdint cimport int16_t, int32_t, int64_t, uint64_t
+from libc.stdint cimport int16_t, int64_t, uint64_t
 
 from userswap.native.us cimport us_load
 
@@ -15,15 +15,24 @@ cdef enum:
     RADIX_SHIFT = 9
     RADIX_SLOTS = 512
     RADIX_MASK = 511
-    RADIX_TAGS = 63             # nodes are 64-byte aligned: low bits of a pointer to one are free
+    RADIX_TAGS = 4095           # a node's words are a page: low bits of a pointer to it are free
     MARK_ROOM = 1               # there is a leaf with room below (the owner says so: radix_room)
     MARK_DENSE = 2              # there is no absent leaf below
 
-# 64 bytes and the words. 63 nodes and a chunk's own header are 256 KiB to the byte, so an id in a full
-# leaf costs 8.127 bytes. Header fields are read and written under the owner's mutex only.
+# A chunk is 256 KiB, aligned: a page of 64 headers, and 63 pages of words. Header 0 is the chunk's own,
+# header i belongs to page i. So an id in a full leaf costs 8.127 bytes, words and headers are found from each
+# other by arithmetic, and a free node's page can go back to the system on its own.
+cdef enum:
+    CHUNK_BYTES = 262144
+    PAGE_SHIFT = 12
+    PAGE_BYTES = 4096
+    HEADER_SHIFT = 6
+    CHUNK_NODES = 63
+
+# Header of a node: 64 bytes, read and written under the owner's mutex only.
 cdef struct Node:
-    Chunk* chunk
-    Node* parent                # NULL in the root; in a free node: the next free one
+    uint64_t* slots             # the page of words
+    Node* parent                # NULL in the root
     uint64_t index              # a leaf's index; in an interior node: that of its leaves, shifted down
     int16_t height              # 0: a leaf
     int16_t used                # leaf: words in use, the owner counts; interior: children
@@ -34,23 +43,22 @@ cdef struct Node:
     int16_t free                # leaf, the owner's: where its chain of free words starts
     int16_t fresh               # leaf, the owner's: words from here on were never used
     uint64_t reserved[3]
-    uint64_t slots[512]
 
-cdef struct Chunk:              # the first 64 bytes of a mapping; 63 nodes follow
+cdef struct Chunk:              # 64 bytes; bit i of the masks is page i
     Chunk* next                 # among chunks with a free node
     Chunk* prev
     Chunk* next_all
     Chunk* prev_all
-    Node* free                  # chain of nodes that were used before
-    int32_t used
-    int32_t fresh               # nodes from here on were never touched
+    uint64_t free               # nodes that are not in use
+    uint64_t touched            # pages that have memory: what is free and not touched reads as zeros
     uint64_t reserved[2]
 
 cdef struct Slab:
     Chunk* partial
     Chunk* all
     int64_t nodes               # in use
-    int64_t bytes               # of pages touched; us_read() it without the mutex
+    int64_t idle                # free, but with memory
+    int64_t bytes               # of memory; us_read() it without the mutex
 
 cdef struct RadixTree:
     uint64_t root               # pointer | height; 0: empty
@@ -74,19 +82,21 @@ cdef enum:
     RADIX_INDEX_BITS = 39       # 48-bit ids
     RADIX_HEIGHT_MAX = 5
 
+# The header of the node that a word of an interior node, or the root word, points to; NULL for 0.
 cdef inline Node* radix_node(uint64_t word) noexcept nogil:
-    return <Node*>(word & ~<uint64_t>RADIX_TAGS)
+    cdef uint64_t page = word >> PAGE_SHIFT
+    return <Node*>((word & ~<uint64_t>(CHUNK_BYTES - 1)) | ((page & CHUNK_NODES) << HEADER_SHIFT))
 
 # The word of an id. Lock-free, and the id must be in the tree and stay there until the caller is done
 # with the word: then nothing on its path is freed, and any root that was seen leads to it.
 cdef inline uint64_t* radix_slot(RadixTree* tree, uint64_t id) noexcept nogil:
     cdef uint64_t word = us_load(&tree.root)
     cdef int shift = <int>(word & RADIX_TAGS) * RADIX_SHIFT
-    cdef Node* node = radix_node(word)
+    cdef uint64_t* slots = <uint64_t*>(word & ~<uint64_t>RADIX_TAGS)
     while shift:
-        node = radix_node(us_load(&node.slots[(id >> shift) & RADIX_MASK]))
+        slots = <uint64_t*>(us_load(&slots[(id >> shift) & RADIX_MASK]) & ~<uint64_t>RADIX_TAGS)
         shift -= RADIX_SHIFT
-    return &node.slots[id & RADIX_MASK]
+    return &slots[id & RADIX_MASK]
 
 # The leaf with this index or NULL; under the owner's mutex.
 cdef inline Node* radix_leaf(RadixTree* tree, uint64_t index) noexcept nogil:

@@ -16,11 +16,11 @@ Marks are low bits of the pointers in interior nodes; a reader masks them off, s
 the mutex is invisible to it. They are what keeps ids dense: ROOM leads to the lowest leaf that has a
 free id, DENSE to the lowest index without a leaf, each in one descent.
 
-The slab never calls malloc, as it runs in the fault handler. It maps 256 KiB at a time and gives a chunk
-back when it is wholly free, but keeps one, so that an id that comes and goes at the edge of a chunk does
-not map and unmap.
+The slab never calls malloc, as it runs in the fault handler. It maps 256 KiB at a time. A free node's page goes
+back to the system at once, but for a few that are kept so that an id that comes and goes does not cost a
+system call each time; a chunk goes back when it is wholly free and another one has free nodes.
 """
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
 from userswap.native.us cimport us_add, us_assert, us_chaos, us_debug, us_store
@@ -32,25 +32,28 @@ cdef extern from "<sys/mman.h>" nogil:
         PROT_WRITE
         MAP_PRIVATE
         MAP_ANONYMOUS
+        MADV_DONTNEED
     void* MAP_FAILED
     void* mmap(void* address, size_t length, int prot, int flags, int fd, long offset)
     int munmap(void* address, size_t length)
+    int madvise(void* address, size_t length, int advice)
 
+
+cdef extern from * nogil:
+    int ctz "__builtin_ctzll"(uint64_t)
+    int popcount "__builtin_popcountll"(uint64_t)
 
 cdef enum:
-    CHUNK_BYTES = 262144
-    CHUNK_NODES = 63
-    CHUNK_HEADER = 64
-    PAGE = 4096
-    KEPT_NODES = 4              # an empty slab keeps a chunk that touched no more than this
+    IDLE_NODES = 6              # free nodes that keep their memory
     POISON = 0xC0               # in freed nodes of the debug build: a FREE entry, a pointer to nowhere
+
+cdef uint64_t ALL_FREE = ~<uint64_t>1      # all pages but the one of the headers
 
 
 # ---- slab; all of it under the owner's mutex ----
 
-cdef inline int64_t chunk_bytes(Chunk* chunk) noexcept nogil:
-    # Pages that were never touched are address space, not memory.
-    return (CHUNK_HEADER + chunk.fresh * <int64_t>sizeof(Node) + PAGE - 1) & ~<int64_t>(PAGE - 1)
+cdef inline Chunk* chunk_of(Node* node) noexcept nogil:
+    return <Chunk*>(<uint64_t>node & ~<uint64_t>(CHUNK_BYTES - 1))
 
 
 cdef void partial_insert(Slab* slab, Chunk* chunk) noexcept nogil:
@@ -72,18 +75,36 @@ cdef void partial_remove(Slab* slab, Chunk* chunk) noexcept nogil:
     chunk.prev = NULL
 
 
+cdef void* map_pages(size_t length) noexcept nogil:
+    cdef void* memory = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    return NULL if memory == MAP_FAILED else memory
+
+
 cdef Chunk* chunk_new(Slab* slab) noexcept nogil:
-    cdef void* memory = mmap(NULL, CHUNK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    # Mappings are mostly put below one another, so that after the first one they come aligned.
+    cdef uint64_t memory = <uint64_t>map_pages(CHUNK_BYTES)
+    cdef uint64_t head
     cdef Chunk* chunk
-    us_assert(CHUNK_HEADER + CHUNK_NODES * sizeof(Node) == CHUNK_BYTES, "a chunk is filled to the byte")
-    if memory == MAP_FAILED:
+    us_assert(sizeof(Node) == 64 and sizeof(Chunk) == 64, "a header is 64 bytes")
+    if memory & (CHUNK_BYTES - 1):
+        munmap(<void*>memory, CHUNK_BYTES)
+        memory = <uint64_t>map_pages(2 * CHUNK_BYTES)
+        head = -memory & <uint64_t>(CHUNK_BYTES - 1)
+        if memory:
+            if head:
+                munmap(<void*>memory, head)
+            munmap(<void*>(memory + head + CHUNK_BYTES), CHUNK_BYTES - head)
+            memory += head
+    if memory == 0:
         return NULL
     chunk = <Chunk*>memory
+    chunk.free = ALL_FREE
+    chunk.touched = 1
     chunk.next_all = slab.all
     if chunk.next_all != NULL:
         chunk.next_all.prev_all = chunk
     slab.all = chunk
-    us_add(&slab.bytes, chunk_bytes(chunk))
+    us_add(&slab.bytes, PAGE_BYTES)
     partial_insert(slab, chunk)
     return chunk
 
@@ -96,7 +117,8 @@ cdef void chunk_delete(Slab* slab, Chunk* chunk) noexcept nogil:
         slab.all = chunk.next_all
     if chunk.next_all != NULL:
         chunk.next_all.prev_all = chunk.prev_all
-    us_add(&slab.bytes, -chunk_bytes(chunk))
+    us_add(&slab.bytes, -PAGE_BYTES * popcount(chunk.touched))
+    slab.idle -= popcount(chunk.touched & chunk.free)
     us_chaos()
     munmap(chunk, CHUNK_BYTES)
 
@@ -105,51 +127,50 @@ cdef void chunk_delete(Slab* slab, Chunk* chunk) noexcept nogil:
 cdef Node* slab_alloc(Slab* slab) noexcept nogil:
     cdef Chunk* chunk = slab.partial
     cdef Node* node
-    cdef int64_t before
+    cdef uint64_t* slots
+    cdef uint64_t idle
+    cdef int i
     if chunk == NULL:
         chunk = chunk_new(slab)
         if chunk == NULL:
             return NULL
-    node = chunk.free
-    if node != NULL:
-        chunk.free = node.parent
-        memset(node, 0, sizeof(Node))
+    idle = chunk.free & chunk.touched
+    i = ctz(idle if idle else chunk.free)
+    slots = <uint64_t*>(<char*>chunk + i * PAGE_BYTES)
+    if idle:
+        memset(slots, 0, PAGE_BYTES)
+        slab.idle -= 1
     else:
-        before = chunk_bytes(chunk)
-        node = <Node*>(<char*>chunk + CHUNK_HEADER + chunk.fresh * sizeof(Node))
-        chunk.fresh += 1
-        us_add(&slab.bytes, chunk_bytes(chunk) - before)
-    node.chunk = chunk
-    chunk.used += 1
-    if chunk.used == CHUNK_NODES:
+        us_add(&slab.bytes, PAGE_BYTES)
+    node = <Node*>(<char*>chunk + (i << HEADER_SHIFT))
+    memset(node, 0, sizeof(Node))
+    node.slots = slots
+    chunk.touched |= <uint64_t>1 << i
+    chunk.free &= ~(<uint64_t>1 << i)
+    if chunk.free == 0:
         partial_remove(slab, chunk)
     slab.nodes += 1
     return node
 
 
 cdef void slab_free(Slab* slab, Node* node) noexcept nogil:
-    cdef Chunk* chunk = node.chunk
-    cdef Chunk* after
+    cdef Chunk* chunk = chunk_of(node)
+    cdef uint64_t bit = <uint64_t>1 << ((<uint64_t>node >> HEADER_SHIFT) & CHUNK_NODES)
+    us_assert((chunk.free & bit) == 0, "a node is freed once")
     us_chaos()
     if us_debug():
-        memset(node, POISON, sizeof(Node))
-        node.chunk = chunk
-    node.parent = chunk.free
-    chunk.free = node
-    if chunk.used == CHUNK_NODES:
+        memset(node.slots, POISON, PAGE_BYTES)
+    if slab.idle < IDLE_NODES or madvise(node.slots, PAGE_BYTES, MADV_DONTNEED) != 0:
+        slab.idle += 1
+    else:
+        chunk.touched &= ~bit
+        us_add(&slab.bytes, -PAGE_BYTES)
+    if chunk.free == 0:
         partial_insert(slab, chunk)
-    chunk.used -= 1
+    chunk.free |= bit
     slab.nodes -= 1
-    if slab.nodes == 0:
-        # All chunks are empty, hence all in the list. What is kept for the next id is small.
-        chunk = slab.partial
-        while chunk != NULL:
-            after = chunk.next
-            if chunk.fresh > KEPT_NODES or slab.all.next_all != NULL:
-                chunk_delete(slab, chunk)
-            chunk = after
-    elif chunk.used == 0 and (chunk.next != NULL or chunk.prev != NULL):
-        # Others have free nodes: at most one empty chunk is ever kept.
+    if chunk.free == ALL_FREE and (chunk.next != NULL or chunk.prev != NULL):
+        # Another chunk has free nodes. So at most one is ever kept that is wholly free.
         chunk_delete(slab, chunk)
 
 
@@ -228,7 +249,7 @@ cdef void link_child(Node* parent, Node* child) noexcept nogil:
     child.parent = parent
     us_assert(parent.slots[i] == 0, "a child is linked into an empty slot")
     us_chaos()
-    us_store(&parent.slots[i], <uint64_t>child)
+    us_store(&parent.slots[i], <uint64_t>child.slots)
     parent.used += 1
     if child.rooms:
         mark_room(child, True)
@@ -280,7 +301,7 @@ cdef Node* radix_make(RadixTree* tree, uint64_t index) noexcept nogil:
         at = spare[n]
         at.height = need
         us_chaos()
-        us_store(&tree.root, <uint64_t>at | <uint64_t>need)
+        us_store(&tree.root, <uint64_t>at.slots | <uint64_t>need)
     elif need > height:
         while height < need:
             n -= 1
@@ -290,7 +311,7 @@ cdef Node* radix_make(RadixTree* tree, uint64_t index) noexcept nogil:
             at.height = height
             link_child(at, child)
         us_chaos()
-        us_store(&tree.root, <uint64_t>at | <uint64_t>height)
+        us_store(&tree.root, <uint64_t>at.slots | <uint64_t>height)
     while level:
         n -= 1
         level -= 1
