@@ -7,7 +7,7 @@ from libc.stdint cimport int64_t, uint64_t
 from userswap.backends.codec cimport FOLIO_BYTES, codec_metadata
 from userswap.backends.swapfile cimport SLOT_BYTES, SwapFile, swapfile_delete, swapfile_new, swapfile_used
 from userswap.memory.faults cimport (
-    faults_install, memory_compact, memory_evict, memory_pool_close, memory_writeback, pool_bind,
+    faults_install, memory_check, memory_compact, memory_evict, memory_pool_close, memory_writeback, pool_bind,
 )
 from userswap.memory.regions cimport BUCKETS, MemoryPool, arena_open, pool_new, region_at
 from userswap.native.us cimport us_debug, us_read
@@ -154,6 +154,15 @@ cdef class Core:
         with nogil:
             done = memory_compact(p)
         return done
+
+    def check(self) -> dict[str, int]:
+        """Folios by state, with the whole process held still; ``wrong``: words and counts that contradict each other."""
+        cdef MemoryPool* p = self.alive()
+        cdef int64_t[4] states = [0, 0, 0, 0]
+        cdef int64_t wrong
+        with nogil:
+            wrong = memory_check(p, states)
+        return {"empty": states[0], "dirty": states[1], "clean": states[2], "swapped": states[3], "wrong": wrong}
 
     def owns(self, address: int) -> bool:
         """Whether the byte at `address` is in a region of this pool."""

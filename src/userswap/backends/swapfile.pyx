@@ -523,7 +523,7 @@ cdef class SwapDevice:
 
     def time_alloc_free(self, int n, int live, int64_t turns):
         """Nanoseconds for one alloc and one free of a run, with about `live` others around."""
-        cdef int64_t turn, start, spent
+        cdef int64_t _turn, start, spent
         cdef uint64_t random = 88172645463325252u
         cdef int i
         cdef int64_t slots[4096]
@@ -534,7 +534,7 @@ cdef class SwapDevice:
             slots[i] = runs[i]
         with nogil:
             start = us_now()
-            for turn in range(turns):
+            for _turn in range(turns):
                 random ^= random << 13
                 random ^= random >> 7
                 random ^= random << 17

@@ -20,7 +20,8 @@ ctypedef void (*zswap_done)(void* ctx, uint64_t owner, uint64_t fresh) noexcept 
 
 cdef Zswap* zswap_new(uint64_t address_space) noexcept nogil    # bytes of address space; NULL: no memory
 cdef void zswap_delete(Zswap* z) noexcept nogil
-# A new object of 1 .. OBJECT_MAX bytes; 0 when there is no address space or memory left. The handle is below 2**44, not 0.
+# A new object of 1 .. OBJECT_MAX bytes; 0 when there is no address space or memory left. A handle is below
+# 2**44 and not 0.
 cdef uint64_t zswap_alloc(Zswap* z, uint32_t length, uint64_t owner) noexcept nogil
 cdef void zswap_set_owner(Zswap* z, uint64_t handle, uint64_t owner) noexcept nogil
 cdef void zswap_free(Zswap* z, uint64_t handle) noexcept nogil
@@ -33,10 +34,13 @@ cdef int64_t zswap_objects(Zswap* z) noexcept nogil
 # Bytes of RAM outside the segments (control words, size classes): not part of zswap_bytes.
 cdef int64_t zswap_metadata(Zswap* z) noexcept nogil
 # Gives memory back until waste is below `percent` of what is stored (and COMPACT_SLACK), moving objects
-# where that helps; moves and gives back about `effort` bytes at most. One thread at a time works, others
-# return at once. A call that has nothing to gain costs some ns. Returns the bytes given back, net.
-cdef int64_t zswap_compact(Zswap* z, int percent, int64_t effort, zswap_try locked, zswap_done moved, void* ctx) noexcept nogil
+# where that helps. Its work is bounded by about `effort`: a byte moved counts as one, a byte given back as a
+# quarter, and what was begun with a segment is finished. One thread at a time works, others return at once.
+# A call below the goal costs some ns, one that can gain nothing little more. Returns the bytes given back, net.
+cdef int64_t zswap_compact(Zswap* z, int percent, int64_t effort,
+                           zswap_try locked, zswap_done moved, void* ctx) noexcept nogil
 # The coldest objects (second chance, in the order they came): locks up to `n` of them with
 # `locked` and writes down their handles and owners; together at most `bytes` long (rounded up to 4 KiB each).
 # An object is young when it is new, and again whenever zswap_memory() is asked for it.
-cdef int zswap_coldest(Zswap* z, int n, int64_t bytes, uint64_t* handles, uint64_t* owners, zswap_try locked, void* ctx) noexcept nogil
+cdef int zswap_coldest(Zswap* z, int n, int64_t bytes, uint64_t* handles, uint64_t* owners,
+                       zswap_try locked, void* ctx) noexcept nogil

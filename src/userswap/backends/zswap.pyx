@@ -1,7 +1,7 @@
 """zswap: the compressed pool in RAM, and `ZswapPool`, a window into it for tests and experiments.
 
 The pool is one mapping of address space, cut in segments of 2 MiB. A segment holds objects of one size
-class, packed one after the other behind a header (which are allocated, which are young, owners, lengths).
+class, packed one after the other behind a header (which are allocated, which are young, whose, how long).
 Size classes are fine (64 to a doubling), so that rounding up costs less than 1.6 %. RAM is counted by the page:
 a bitmap of each segment says which of its pages were touched, another which of those only free objects
 lie on, and those are what a compaction gives back first; then it moves objects.
@@ -23,8 +23,8 @@ from posix.mman cimport (
 )
 
 from userswap.native.us cimport (
-    us_and, us_assert, us_cas, us_chaos, us_load, us_lock, us_mutex, us_now, us_or, us_read, us_store, us_trylock,
-    us_unlock, us_word_release, us_word_wait, us_write,
+    us_and, us_assert, us_cas, us_chaos, us_load, us_lock, us_mutex, us_now, us_or, us_read, us_trylock, us_unlock,
+    us_word_release, us_word_wait, us_write,
 )
 from userswap.swap.entry cimport ENTRY_FLAGS, ENTRY_LOCKED, ENTRY_WAITERS, ZSWAP, entry_make, entry_payload, entry_type
 
@@ -53,14 +53,19 @@ cdef enum:
     GROUPS = 8                  # segments of a class by fullness: used * GROUPS / capacity; full ones are in none
     FRUITLESS = 32              # a compaction gives up after so many classes where it gained nothing
     CHURN = 65536               # bytes allocated and freed before it is worth looking again
+    DROP_SHARE = 4              # giving a byte back takes about this part of the time that moving it does
     BREATH = 32                 # segments a clock hand passes before the mutex is let go once
+
+# 12 bytes side by side, so that the header of few objects is one page.
+cdef packed struct Record:
+    uint64_t owner              # 0: not published yet
+    uint32_t length
 
 cdef struct SizeClass:
     uint32_t size
     uint32_t capacity           # objects of a segment
     uint32_t young              # offsets in a segment; the allocated-bitmap is at 0
-    uint32_t owners
-    uint32_t lengths
+    uint32_t records
     uint32_t objects
     uint32_t loose_from         # first page without a byte of the header on it
     uint32_t partial            # which groups have segments
@@ -137,9 +142,8 @@ cdef void class_layout(SizeClass* k, uint32_t size) noexcept nogil:
     while True:     # the header depends on the capacity, which depends on the header
         bitmap = (n + 63) // 64 * 8
         k.young = bitmap
-        k.owners = 2 * bitmap
-        k.lengths = k.owners + 8 * n
-        k.objects = (k.lengths + 4 * n + 15) & ~15u
+        k.records = 2 * bitmap
+        k.objects = (k.records + <uint32_t>sizeof(Record) * n + 15) & ~15u
         if k.objects + n * size <= SEGMENT_BYTES:
             break
         n -= 1
@@ -151,6 +155,9 @@ cdef void class_layout(SizeClass* k, uint32_t size) noexcept nogil:
 
 cdef inline char* base_of(Zswap* z, uint32_t s) noexcept nogil:
     return z.base + (<uint64_t>s << SEGMENT_SHIFT)
+
+cdef inline Record* record_of(SizeClass* k, void* base, uint32_t i) noexcept nogil:
+    return <Record*>(<char*>base + k.records) + i
 
 cdef inline uint64_t page_mask(uint32_t word, uint32_t first, uint32_t last) noexcept nogil:
     # The bits of pages first .. last that are in this word of a bitmap; the word has at least one of them.
@@ -348,8 +355,8 @@ cdef uint32_t segment_open(Zswap* z, int size_class) noexcept nogil:
     seg.group = GROUPS
     k.segments += 1
     k.pages += seg.populated_count
-    populate(z, seg, k, 0, (k.owners - 1) >> PAGE_SHIFT)
-    memset(base_of(z, s), 0, k.owners)      # both bitmaps; owners and lengths are read of allocated objects only
+    populate(z, seg, k, 0, (k.records - 1) >> PAGE_SHIFT)
+    memset(base_of(z, s), 0, k.records)     # both bitmaps; records are read of allocated objects only
     loosen(seg, k.loose_from, PAGES - 1)
     loose_link(z, s)
     group_link(z, s)
@@ -415,6 +422,7 @@ cdef uint64_t object_place(Zswap* z, uint32_t s, uint32_t length, uint64_t owner
     cdef uint64_t* bits = <uint64_t*>base
     cdef uint32_t i = lowest_free(seg, bits)
     cdef uint32_t at = k.objects + i * k.size
+    cdef uint32_t record = k.records + i * <uint32_t>sizeof(Record)
     us_assert(i < k.capacity, b"a segment in a list has a free object")
     bits[i >> 6] |= <uint64_t>1 << (i & 63)
     # Atomic because zswap_memory() sets bits of this bitmap without the mutex.
@@ -425,12 +433,11 @@ cdef uint64_t object_place(Zswap* z, uint32_t s, uint32_t length, uint64_t owner
     seg.hint = i + 1
     seg.used += 1
     k.used += 1
-    populate(z, seg, k, (k.owners + 8 * i) >> PAGE_SHIFT, (k.owners + 8 * i + 7) >> PAGE_SHIFT)
-    populate(z, seg, k, (k.lengths + 4 * i) >> PAGE_SHIFT, (k.lengths + 4 * i + 3) >> PAGE_SHIFT)
+    populate(z, seg, k, record >> PAGE_SHIFT, (record + <uint32_t>sizeof(Record) - 1) >> PAGE_SHIFT)
     populate(z, seg, k, at >> PAGE_SHIFT, (at + length - 1) >> PAGE_SHIFT)
     fasten(z, s, at >> PAGE_SHIFT, (at + k.size - 1) >> PAGE_SHIFT)
-    (<uint64_t*>(base + k.owners))[i] = owner
-    (<uint32_t*>(base + k.lengths))[i] = length
+    record_of(k, base, i).owner = owner
+    record_of(k, base, i).length = length
     if not seg.aside:
         group_link(z, s)
     return (<uint64_t>s << HANDLE_SHIFT) | (i + 1)
@@ -521,7 +528,7 @@ cdef void zswap_set_owner(Zswap* z, uint64_t handle, uint64_t owner) noexcept no
     cdef uint32_t s = <uint32_t>(handle >> HANDLE_SHIFT)
     cdef uint32_t i = <uint32_t>(handle & ((1 << HANDLE_SHIFT) - 1)) - 1
     us_lock(&z.mutex)
-    (<uint64_t*>(base_of(z, s) + z.classes[z.segments[s].size_class].owners))[i] = owner
+    record_of(&z.classes[z.segments[s].size_class], base_of(z, s), i).owner = owner
     us_unlock(&z.mutex)
 
 cdef void zswap_free(Zswap* z, uint64_t handle) noexcept nogil:
@@ -530,7 +537,7 @@ cdef void zswap_free(Zswap* z, uint64_t handle) noexcept nogil:
     cdef Segment* seg = &z.segments[s]
     cdef uint32_t length
     us_lock(&z.mutex)
-    length = (<uint32_t*>(base_of(z, s) + z.classes[seg.size_class].lengths))[i]
+    length = record_of(&z.classes[seg.size_class], base_of(z, s), i).length
     object_remove(z, s, i)
     z.churn += length
     us_write(&z.stored, z.stored - length)
@@ -553,7 +560,7 @@ cdef char* zswap_memory(Zswap* z, uint64_t handle, uint32_t* length) noexcept no
     cdef uint64_t bit = <uint64_t>1 << (i & 63)
     if not us_load(young) & bit:
         us_or(young, bit)
-    length[0] = (<uint32_t*>(base + k.lengths))[i]
+    length[0] = record_of(k, base, i).length
     return base + k.objects + i * k.size
 
 cdef int64_t zswap_bytes(Zswap* z) noexcept nogil:
@@ -608,12 +615,8 @@ cdef int64_t drop_loose(Zswap* z, uint32_t s) noexcept nogil:
     memcpy(drop, seg.loose, sizeof(drop))
     memset(seg.loose, 0, sizeof(seg.loose))
     seg.loose_count = 0
-    first = (k.owners + 8 * top + PAGE_BYTES - 1) >> PAGE_SHIFT
-    last = k.lengths >> PAGE_SHIFT      # one past the pages that have owners only
-    for page in range(first, last):
-        drop[page >> 6] |= (<uint64_t>1 << (page & 63)) & seg.populated[page >> 6]
-    first = (k.lengths + 4 * top + PAGE_BYTES - 1) >> PAGE_SHIFT
-    last = k.objects >> PAGE_SHIFT
+    first = (k.records + <uint32_t>sizeof(Record) * top + PAGE_BYTES - 1) >> PAGE_SHIFT
+    last = k.objects >> PAGE_SHIFT      # one past the pages that have records only
     for page in range(first, last):
         drop[page >> 6] |= (<uint64_t>1 << (page & 63)) & seg.populated[page >> 6]
     for w in range(WORDS):
@@ -652,9 +655,9 @@ cdef inline int64_t surplus(SizeClass* k) noexcept nogil:
     rest = k.used % k.capacity
     need = full * ((k.objects + k.capacity * k.size + PAGE_BYTES - 1) >> PAGE_SHIFT)
     if rest:
-        need += (k.owners + rest * (k.size + 12) + PAGE_BYTES - 1) >> PAGE_SHIFT
+        need += (k.records + rest * (k.size + <int64_t>sizeof(Record)) + PAGE_BYTES - 1) >> PAGE_SHIFT
         if k.objects > PAGE_BYTES:
-            need += 2       # owners, lengths and objects start on pages of their own
+            need += 1       # the objects start on another page than the records end
     return k.pages - need
 
 cdef bint squeeze(Zswap* z, SizeClass* k, int64_t* effort, bint* blocked,
@@ -691,21 +694,21 @@ cdef bint squeeze(Zswap* z, SizeClass* k, int64_t* effort, bint* blocked,
             us_lock(&z.mutex)
             i += 1
             continue
-        owner = (<uint64_t*>(base + k.owners))[i]
+        owner = record_of(k, base, i).owner
         handle = (<uint64_t>s << HANDLE_SHIFT) | (i + 1)
         if not owner or not locked(ctx, owner, handle):
             effort[0] -= OBJECT_MIN
             blocked[0] = True
             continue
         # The owner's lock keeps the object where it is; no owner yet keeps its copy from everybody.
-        length = (<uint32_t*>(base + k.lengths))[i]
+        length = record_of(k, base, i).length
         fresh = object_place(z, d, length, 0, (us_load(<uint64_t*>(base + k.young) + (i >> 6)) >> (i & 63)) & 1)
         us_unlock(&z.mutex)
         us_chaos()
         memcpy(base_of(z, d) + k.objects + ((fresh & ((1 << HANDLE_SHIFT) - 1)) - 1) * k.size,
                base + k.objects + i * k.size, length)
         us_lock(&z.mutex)
-        (<uint64_t*>(base_of(z, d) + k.owners))[(fresh & ((1 << HANDLE_SHIFT) - 1)) - 1] = owner
+        record_of(k, base_of(z, d), (fresh & ((1 << HANDLE_SHIFT) - 1)) - 1).owner = owner
         moved(ctx, owner, fresh)
         object_remove(z, s, i)
         effort[0] -= length
@@ -715,14 +718,15 @@ cdef bint squeeze(Zswap* z, SizeClass* k, int64_t* effort, bint* blocked,
         effort[0] = 0
         any = True
     else:
-        effort[0] -= n
+        effort[0] -= n // DROP_SHARE
     if n > 0:
         any = True
     n = set_back(z, s)
-    effort[0] -= n
+    effort[0] -= n // DROP_SHARE
     return any or n > 0
 
-cdef int64_t zswap_compact(Zswap* z, int percent, int64_t effort, zswap_try locked, zswap_done moved, void* ctx) noexcept nogil:
+cdef int64_t zswap_compact(Zswap* z, int percent, int64_t effort,
+                           zswap_try locked, zswap_done moved, void* ctx) noexcept nogil:
     cdef int64_t before, n, best, here
     cdef uint32_t s
     cdef int i, chosen
@@ -738,14 +742,14 @@ cdef int64_t zswap_compact(Zswap* z, int percent, int64_t effort, zswap_try lock
     if z.spare:
         s = z.spare
         z.spare = 0
-        effort -= segment_release(z, s)
+        effort -= segment_release(z, s) // DROP_SHARE
     # Pages that nothing is on cost a system call and no copy: these first, the oldest holes before others.
     while z.loose_head and effort > 0 and wasteful(z, percent):
         s = z.loose_head
         set_aside(z, s)
         n = drop_loose(z, s)
-        effort = effort - n if n >= 0 else 0
-        set_back(z, s)
+        effort = effort - n // DROP_SHARE if n >= 0 else 0
+        effort -= set_back(z, s) // DROP_SHARE
     # Then moves, in the class that has most to gain. It is not worth the look when little has changed
     # since a look that found nothing.
     if z.looked < 0 or z.churn - z.looked >= CHURN:
@@ -777,7 +781,8 @@ cdef int64_t zswap_compact(Zswap* z, int percent, int64_t effort, zswap_try lock
 
 # ---- the clock ----
 
-cdef int zswap_coldest(Zswap* z, int n, int64_t bytes, uint64_t* handles, uint64_t* owners, zswap_try locked, void* ctx) noexcept nogil:
+cdef int zswap_coldest(Zswap* z, int n, int64_t bytes, uint64_t* handles, uint64_t* owners,
+                       zswap_try locked, void* ctx) noexcept nogil:
     cdef int taken = 0
     cdef int64_t visits, size
     cdef int64_t left = bytes
@@ -806,8 +811,8 @@ cdef int zswap_coldest(Zswap* z, int n, int64_t bytes, uint64_t* handles, uint64
             if us_and(&young[w], ~(<uint64_t>1 << (i & 63))) & (<uint64_t>1 << (i & 63)):
                 z.hand_index = i + 1
                 continue
-            owner = (<uint64_t*>(<char*>bits + k.owners))[i]
-            size = ((<uint32_t*>(<char*>bits + k.lengths))[i] + PAGE_BYTES - 1) & ~(PAGE_BYTES - 1)
+            owner = record_of(k, bits, i).owner
+            size = (record_of(k, bits, i).length + PAGE_BYTES - 1) & ~(PAGE_BYTES - 1)
             if size > left and taken:
                 us_unlock(&z.mutex)     # the hand stays at it
                 return taken
@@ -1100,7 +1105,7 @@ cdef class ZswapPool:
             raise MemoryError("the pool has no address space left")
 
     def intact(self):
-        """How many owners have an object with exactly the content that `fill` or `stress` gave it; -1: one is not so."""
+        """How many owners have an object, with the content that `fill` or `stress` gave it; -1: one has not."""
         cdef int64_t n = 0
         cdef uint64_t owner, word
         cdef uint32_t length
@@ -1116,7 +1121,7 @@ cdef class ZswapPool:
 
     def time_alloc_free(self, uint32_t length, int live, int64_t turns):
         """Nanoseconds for one alloc and one free, with `live` other objects of the length around."""
-        cdef int64_t turn, start, spent
+        cdef int64_t _turn, start, spent
         cdef uint64_t random = 1
         cdef int i
         cdef uint64_t* handles = <uint64_t*>calloc(live, 8)
@@ -1126,7 +1131,7 @@ cdef class ZswapPool:
             for i in range(live):
                 handles[i] = zswap_alloc(self.z, length, 0)
             start = us_now()
-            for turn in range(turns):
+            for _turn in range(turns):
                 random = mix(random + 0x9E3779B97F4A7C15u)
                 i = <int>(random % <uint64_t>live)
                 zswap_free(self.z, handles[i])
@@ -1160,7 +1165,7 @@ cdef class ZswapPool:
                     assert i >= seg.hint, f"segment {s}: object {i} is free, below the hint {seg.hint}"
                     continue
                 used += 1
-                length = (<uint32_t*>(base_of(z, s) + k.lengths))[i]
+                length = record_of(k, bits, i).length
                 stored += length
                 assert class_of(length) == seg.size_class and length <= k.size, f"{length} bytes in class {k.size}"
                 for page in range((k.objects + i * k.size) >> 12, ((k.objects + i * k.size + length - 1) >> 12) + 1):

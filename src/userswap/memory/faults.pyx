@@ -31,7 +31,8 @@ from userswap.memory.regions cimport (
 )
 from userswap.memory.syscalls cimport PinOps, siginfo_t, sigbus_chain, sigbus_install, sigset_t, syscalls_install
 from userswap.native.us cimport (
-    us_add, us_assert, us_cas, us_chaos, us_load, us_lock, us_now, us_read, us_unlock, us_word_release, us_word_wait,
+    us_add, us_assert, us_cas, us_chaos, us_load, us_lock, us_now, us_read, us_store, us_unlock, us_word_release,
+    us_word_wait,
 )
 from userswap.reclaim.reclaim cimport reclaim_charge, reclaim_uncharge
 from userswap.swap.space cimport CodecHint, swap_compact, swap_in, swap_out, swap_put, swap_writeback
@@ -480,6 +481,27 @@ cdef int64_t memory_compact(MemoryPool* pool) noexcept nogil:
     return freed
 
 
+cdef int64_t memory_check(MemoryPool* pool, int64_t* states) noexcept nogil:
+    cdef Region* region
+    cdef uint64_t i, word
+    cdef int64_t wrong = 0
+    before_fork()
+    region = pool.regions
+    while region != NULL:
+        for i in range(region_folios(region)):
+            word = region.words[i]
+            if word & BUSY:
+                wrong += 1                      # nobody is in the gate, so nobody owns it
+            states[word_state(word)] += 1
+            if word_id(word) and pool.swap.map.ops.count(pool.swap.map, word_id(word)) != 1:
+                wrong += 1
+            if (word_id(word) != 0) != (word_state(word) == CLEAN or word_state(word) == SWAPPED):
+                wrong += 1
+        region = region.next
+    after_fork_in_parent()
+    return wrong
+
+
 cdef bint memory_ours(const void* start, size_t length) noexcept nogil:
     return <char*>start < arena_end and <char*>start + length > arena_start
 
@@ -581,7 +603,7 @@ cdef void after_fork_in_child() noexcept nogil:
     cdef uint64_t i, word
     cdef int error
     cdef const char* text = b"userswap: a forked process could not open its own userfaultfd; it ends before it reads wrong data.\n"
-    gate = 0
+    us_store(&gate, 0)
     error = frames_reopen()
     if error:
         write(2, text, 100)

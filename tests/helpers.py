@@ -1,0 +1,72 @@
+"""What several tests share: data of known kinds, and what must hold of a pool."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import userswap
+
+FOLIO = 1 << 16
+LEAST = "16MiB"
+
+
+def fresh_pool(ram: str = LEAST, **options: Any) -> userswap.Pool:
+    """A pool of nearly the least budget."""
+    return userswap.Pool(ram=ram, **options)
+
+
+def data(kind: str, n: int, seed: int) -> npt.NDArray[np.uint8]:
+    """`n` bytes: incompressible, well compressible, or same-filled."""
+    rng = np.random.default_rng(seed)
+    if kind == "noise":
+        return rng.integers(0, 256, n, dtype=np.uint8)
+    if kind == "walk":
+        return np.round(np.cumsum(rng.standard_normal(n // 8 + 1)), 2).view(np.uint8)[:n]
+    if kind == "small":
+        return rng.integers(0, 1000, n // 8 + 1).view(np.uint8)[:n]
+    if kind == "same":
+        return np.full(n, seed % 7, dtype=np.uint8)
+    raise ValueError(kind)
+
+
+def check_pool(pool: userswap.Pool) -> userswap.Stats:
+    """Every invariant that can be seen from outside; the pool must be at rest."""
+    states = pool._core.check()
+    stats = pool.stats()
+    assert states["wrong"] == 0
+    assert states["clean"] + states["swapped"] == stats.swap_ids, "an id for each word that holds one"
+    # the last folio of an array may be shorter than a folio
+    assert (states["clean"] + states["dirty"]) * FOLIO - stats.regions * FOLIO <= stats.resident_bytes
+    assert stats.resident_bytes <= (states["clean"] + states["dirty"]) * FOLIO
+    assert stats.swapped_bytes <= states["swapped"] * FOLIO
+    return stats
+
+
+def check_empty(pool: userswap.Pool) -> None:
+    """Nothing is left of any array."""
+    stats = check_pool(pool)
+    assert stats.regions == stats.virtual_bytes == stats.resident_bytes == stats.swapped_bytes == 0
+    assert stats.swap_ids == 0
+    assert stats.slot_bytes == 0
+    assert stats.stored_bytes == 0
+    pool._core.compact()
+    assert pool.stats().pool_bytes <= 1 << 20
+
+
+def run_python(code: str, *args: str, timeout: float = 120, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter that finds the same userswap."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *args],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        **options,
+    )

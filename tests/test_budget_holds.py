@@ -1,0 +1,163 @@
+"""The budget is a promise about the process's real memory: measured from outside, by RSS and by a memory cgroup."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import data, fresh_pool, run_python
+
+MIB = 1 << 20
+
+RSS = """
+import sys, numpy as np, userswap
+def rss():
+    with open("/proc/self/smaps_rollup") as f:
+        return next(int(l.split()[1]) for l in f if l.startswith("Rss:")) * 1024
+kind = sys.argv[1]
+rng = np.random.default_rng(1)
+np.round(np.cumsum(rng.standard_normal(1 << 17)), 2)        # what the interpreter and NumPy need anyway
+before = rss()
+pool = userswap.Pool(ram="96MiB")
+array = pool.empty((256, 1 << 17))                          # 256 MiB
+worst = 0
+for turn in range(2):
+    for i in range(256):
+        if kind == "walk":
+            array[i] = np.round(np.cumsum(rng.standard_normal(1 << 17)), 2)
+        else:
+            array[i] = rng.random(1 << 17)
+        if i % 4 == 0:
+            worst = max(worst, rss() - before)
+    for i in rng.integers(0, 256, 256):
+        array[i, :1000] += 1
+        array[i].sum()
+        if i % 8 == 0:
+            worst = max(worst, rss() - before)
+s = pool.stats()
+print(worst, s.peak_bytes, s.budget_bytes, s.resident_bytes + s.pool_bytes + s.metadata_bytes, s.writebacks)
+"""
+
+
+@pytest.mark.parametrize("kind", ["walk", "noise"])
+def test_rss_stays_within_the_budget_and_two_percent(kind: str) -> None:
+    """`noise` does not compress: it all goes through the swap file."""
+    result = run_python(RSS, kind)
+    assert result.returncode == 0, result.stderr
+    worst, peak, budget, _, writebacks = map(int, result.stdout.split())
+    assert budget == 96 * MIB
+    assert peak <= budget * 1.02
+    # beside the pool: row buffers of 1 MiB that the program itself makes
+    assert worst <= budget * 1.02 + 3 * MIB, f"{worst / MIB:.1f} MiB of RSS for a budget of {budget / MIB:.0f}"
+    assert worst > budget * 0.8, "and the budget is used"
+    assert writebacks > 100
+
+
+@contextlib.contextmanager
+def memory_cgroup(limit: int) -> Iterator[Path]:
+    """A memory cgroup of this machine's own kind (v1 or v2), removed after."""
+    v1 = Path("/sys/fs/cgroup/memory")
+    v2 = Path("/sys/fs/cgroup")
+    if os.geteuid() != 0:
+        pytest.skip("making a memory cgroup needs root")
+    if (v1 / "memory.limit_in_bytes").exists():
+        group, setting = v1 / f"userswap-test-{os.getpid()}", "memory.limit_in_bytes"
+    elif "memory" in (v2 / "cgroup.subtree_control").read_text().split() if (v2 / "cgroup.subtree_control").exists() else False:
+        group, setting = v2 / f"userswap-test-{os.getpid()}", "memory.max"
+    else:
+        pytest.skip("no memory cgroup controller here")
+    group.mkdir()
+    try:
+        (group / setting).write_text(str(limit))
+        yield group
+    finally:
+        group.rmdir()
+
+
+def run_in(group: Path, code: str, *args: str) -> subprocess.CompletedProcess[str]:
+    enter = f"import os; open({str(group / 'cgroup.procs')!r}, 'w').write(str(os.getpid()))\n"
+    return run_python(enter + code, *args)
+
+
+INSIDE = """
+import sys, numpy as np
+if sys.argv[1] == "swap":
+    import userswap
+    installation = userswap.install(ram="64MiB")
+arrays = [np.round(np.cumsum(np.random.default_rng(i).standard_normal(1 << 20)), 2) for i in range(40)]   # 320 MiB
+for i, array in enumerate(arrays):
+    assert np.array_equal(array, np.round(np.cumsum(np.random.default_rng(i).standard_normal(1 << 20)), 2))
+print("whole")
+"""
+
+
+def test_a_memory_cgroup_of_budget_and_interpreter_does_not_kill_the_program() -> None:
+    with memory_cgroup((64 + 48) * MIB) as group:
+        plain = run_in(group, INSIDE, "plain")
+        assert plain.returncode == -9, "without userswap it is killed: the limit is real"
+        swapped = run_in(group, INSIDE, "swap")
+    assert swapped.returncode == 0, swapped.stderr
+    assert swapped.stdout == "whole\n"
+
+
+def test_the_pool_gives_memory_back_when_data_goes() -> None:
+    pool = fresh_pool("64MiB")
+    arrays = [pool.array(data("walk", 4 * MIB, i)) for i in range(20)]
+    pool.evict()
+    pool.evict()
+    full = pool.stats().pool_bytes
+    assert full > 8 * MIB
+    del arrays[::2]
+    pool._core.compact()
+    half = pool.stats()
+    assert half.pool_bytes < 0.6 * full
+    arrays.clear()
+    pool._core.compact()
+    assert pool.stats().pool_bytes < MIB
+
+
+def test_clean_folios_leave_without_being_compressed_again() -> None:
+    pool = fresh_pool()
+    array = pool.array(data("walk", 4 * MIB, 1))
+    pool.evict()
+    pool.evict()
+    outs = pool.stats().swap_outs
+    assert outs == 64
+    for _ in range(3):
+        array.sum()
+        pool.evict()
+        pool.evict()
+        assert pool.stats().resident_bytes == 0
+    assert pool.stats().swap_outs == outs
+    array[0] ^= 1
+    pool.evict()
+    pool.evict()
+    assert pool.stats().swap_outs == outs + 1
+
+
+def test_same_filled_folios_take_no_storage() -> None:
+    pool = fresh_pool()
+    arrays = [pool.full(1 << 17, value) for value in (0.0, 1.0, -2.5)]
+    whole = pool.full(1 << 17, 12345, np.int64)
+    pool.evict()
+    pool.evict()
+    stats = pool.stats()
+    assert stats.resident_bytes == 0
+    assert stats.stored_bytes == 0
+    assert stats.same_filled == 64
+    for array, value in zip(arrays, (0.0, 1.0, -2.5), strict=True):
+        assert np.array_equal(array, np.full(1 << 17, value))
+    assert np.array_equal(whole, np.full(1 << 17, 12345))
+
+
+def test_import_is_light() -> None:
+    code = "import sys, numpy; before = set(sys.modules); import userswap; print(*sorted(set(sys.modules) - before))"
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    loaded = set(result.stdout.split())
+    assert not {name for name in loaded if name.split(".")[0] in ("blosc2", "rich", "httpx", "msgpack", "numexpr")}
