@@ -7,6 +7,8 @@ import resource
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -306,16 +308,11 @@ def as_nobody(code: str) -> str:
 
 
 @pytest.fixture
-def open_tmp_path(tmp_path: Path) -> Path:
-    """A temporary directory that every user can reach and write to."""
-    place = tmp_path / "open"
-    place.mkdir()
-    place.chmod(0o777)
-    for parent in (tmp_path, *tmp_path.parents):
-        if parent == Path("/tmp") or not parent.owner() or parent.stat().st_uid != os.geteuid():
-            break
-        parent.chmod(parent.stat().st_mode | 0o011)
-    return place
+def open_tmp_path() -> Iterator[Path]:
+    """A temporary directory that every user can reach and write to (pytest's own are private)."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        Path(name).chmod(0o777)
+        yield Path(name)
 
 
 def test_an_ordinary_user(open_tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ import platform
 import resource
 import signal
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from fcntl import ioctl
@@ -39,6 +41,17 @@ USEFUL = {"WP_UNPOPULATED": 1 << 13, "WP_ASYNC": 1 << 15, "MOVE": 1 << 16}
 # Regions are few and large, but eviction at page granularity can split mappings.
 LEAST_MAPS = 65530
 NETWORK = {0x6969: "NFS", 0xFF534D42: "CIFS", 0xFE534D42: "SMB", 0x65735546: "FUSE", 0x01021997: "9p"}
+# What the last check runs.
+TRIAL = """
+import userswap
+with userswap.Pool(ram="64MiB", swap="none") as pool:
+    array = pool.zeros(1 << 18, dtype="u1")
+    array[:] = 7
+    pool.evict()
+    if int(array.sum()) != 7 << 18:
+        raise SystemExit("An array came back with other bytes than it had.")
+    del array
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,22 +394,22 @@ def blosc2_library() -> Check:
 
 
 def compiled_part() -> Check:
-    """Userswap itself: everything set up for real, with a small array that is pushed out and read back."""
-    name = "userswap"
-    try:
-        import userswap
+    """Userswap itself: everything set up for real, with a small array that is pushed out and read back.
 
-        with userswap.Pool(ram="64MiB", swap="none") as pool:
-            array = pool.zeros(1 << 18, dtype="u1")
-            array[:] = 7
-            pool.evict()
-            if int(array.sum()) != 7 << 18:
-                raise RuntimeError("an array came back with other bytes than it had")
-            del array
-    except ImportError as error:
-        return Check(name, "problem", str(error), "pip install --force-reinstall userswap")
-    except Exception as error:
-        return Check(name, "problem", str(error), "mend what is reported above, else report this as a bug")
+    In a process of its own, so that even a crash becomes a finding.
+    """
+    name = "userswap"
+    mend = "mend what is reported above; if nothing is, install userswap again, else report this as a bug"
+    try:
+        result = subprocess.run(
+            [sys.executable, "-c", TRIAL], capture_output=True, text=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Check(name, "problem", str(error), mend)
+    if result.returncode < 0:
+        return Check(name, "problem", f"ended by {signal.Signals(-result.returncode).name}", mend)
+    if result.returncode:
+        return Check(name, "problem", (result.stderr.strip().splitlines() or ["it failed"])[-1], mend)
     return Check(name, "ok", f"an array was swapped out and in (Python {platform.python_version()})")
 
 

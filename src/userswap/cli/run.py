@@ -393,7 +393,8 @@ def described(stats: "Stats", reason: str | None) -> str:
     """Return the summary for a person, a few lines."""
     arrays, budget = format_size(stats.peak_virtual_bytes), format_size(stats.budget_bytes)
     because = f"  {'budget':<10} {reason}\n" if reason else ""
-    if not stats.faults and not stats.swap_outs:
+    # First touches are faults too; nothing was swapped as long as nothing went out.
+    if not stats.swap_outs:
         if not stats.peak_virtual_bytes:
             return f"userswap: swap was never needed: no arrays were large enough (RAM budget {budget}).\n"
         return f"userswap: swap was never needed: {arrays} of arrays at most, in {budget} of RAM.\n"
