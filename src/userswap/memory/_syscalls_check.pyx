@@ -6,7 +6,7 @@ It is the smallest pool there can be: one lock, a copy of everything, no budget.
 and by whoever wants to see the wrappers at work; nothing in the package imports it. Touches its own
 mapping and its copy of it only.
 """
-from libc.errno cimport ENOENT, errno
+from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -45,8 +45,14 @@ cdef extern from "us.h" nogil:
     long syscall(long, ...)
     int ioctl(int, unsigned long, ...)
 
-cdef extern from "<fcntl.h>" nogil:
-    pass
+cdef extern from * nogil:
+    """
+    #include <errno.h>
+    #include <fcntl.h>
+    /* A pin may change errno; this one always does, so that a wrapper that forgets is found out. */
+    static void us_spoil_errno(void) { errno = ENOENT; }
+    """
+    void spoil_errno "us_spoil_errno"()
 
 cdef extern from "<sys/mman.h>" nogil:
     enum:
@@ -134,6 +140,7 @@ cdef int64_t pin(void* start, size_t length, bint writing) noexcept nogil:
     if now_pinned > most_pinned:
         most_pinned = now_pinned
     us_unlock(&lock)
+    spoil_errno()
     if mine == 0:
         return error
     if address >= arena + arena_bytes or address > end:
@@ -159,6 +166,7 @@ cdef void unpin(void* start, size_t length) noexcept nogil:
         if eager:
             drop(folio)
     us_unlock(&lock)
+    spoil_errno()
 
 cdef void on_sigbus(int signal, siginfo_t* info, void* context) noexcept nogil:
     cdef char* address = <char*>info.si_addr

@@ -53,6 +53,9 @@ cdef extern from "<unistd.h>" nogil:
     int getpid()
     int getentropy(void*, size_t)
     long syscall(long, ...)
+    long sysconf(int)
+    enum:
+        _SC_PAGESIZE
 
 cdef extern from "<sys/random.h>" nogil:
     ssize_t getrandom(void*, size_t, unsigned int)
@@ -474,7 +477,7 @@ cdef ssize_t transfer(Io* io, const iovec* parts, int count, size_t total, bint 
     cdef uint8_t own[PARTS]
     cdef size_t left = total if total < TRANSFER_MOST else TRANSFER_MOST
     cdef size_t done = 0, least, most, have, length, ask, at = 0, next_at
-    cdef int how, i = 0, next_i, n, error, kept
+    cdef int how, i = 0, next_i, n, error
     cdef char* base
     cdef int64_t got
     cdef ssize_t result
@@ -1472,7 +1475,7 @@ cdef struct Span:
 cdef void patch_object(dl_phdr_info* info) noexcept nogil:
     global patched_objects, patched_slots, refused_slots
     cdef uint64_t base = info.dlpi_addr
-    cdef Span whole, relro, writable
+    cdef Span whole, relro
     cdef const Dyn* dynamic = <const Dyn*>dynamic_of(info)
     cdef const Phdr* segment
     cdef const Rela* tables[2]
@@ -1630,8 +1633,8 @@ cdef void patch_new() noexcept nogil:
     global seen_adds
     cdef Walk walk
     cdef Dl_info info
-    cdef int kept = errno, round
-    for round in range(2 * KNOWN_SLOTS // BATCH):
+    cdef int kept = errno, _round
+    for _round in range(2 * KNOWN_SLOTS // BATCH):
         walk.count = 0
         walk.any = False
         us_lock(&patch_lock)
@@ -1660,21 +1663,16 @@ cdef void after_fork() noexcept nogil:
     patch_lock.state = 0
     chain_lock.state = 0
 
-cdef extern from "<unistd.h>" nogil:
-    enum:
-        _SC_PAGESIZE
-    long sysconf(int)
-
 cdef int prepare() noexcept nogil:
     global page_bytes, package_length
     cdef Dl_info info
     cdef char* slash
-    cdef int i
+    cdef int _i
     page_bytes = <uint64_t>sysconf(_SC_PAGESIZE)
     if dladdr(<void*>w_dlopen, &info) == 0 or strlen(info.dli_fname) >= sizeof(package):
         return -EINVAL
     memcpy(package, info.dli_fname, strlen(info.dli_fname) + 1)
-    for i in range(2):          # …/userswap/memory/syscalls.so
+    for _i in range(2):         # …/userswap/memory/syscalls.so
         slash = strrchr(package, c'/')
         if slash == NULL:
             return -EINVAL
