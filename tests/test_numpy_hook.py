@@ -153,7 +153,6 @@ def test_many_arrays_at_once() -> None:
     arrays += [pool.full(4096, -1, np.int64) for _ in range(500)]
     assert all((array == array[0]).all() for array in arrays)
     arrays.clear()
-    del array
     check_empty(pool)
 
 
@@ -162,9 +161,9 @@ def test_a_program_ends_cleanly_with_arrays_alive() -> None:
 import numpy as np, userswap
 userswap.install(ram="32MiB")
 keep = [np.full(1 << 20, i) for i in range(20)]
-class Late:
-    def __del__(self): assert (keep[3] == 3).all(); print("late")
-late = Late()
+import atexit
+@atexit.register
+def late(): assert (keep[3] == 3).all(); print("late")
 """
     result = run_python(code)
     assert (result.returncode, result.stdout, result.stderr) == (0, "late\n", "")

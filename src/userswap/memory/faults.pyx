@@ -503,7 +503,10 @@ cdef int64_t memory_check(MemoryPool* pool, int64_t* states) noexcept nogil:
 
 
 cdef bint memory_ours(const void* start, size_t length) noexcept nogil:
-    return <char*>start < arena_end and <char*>start + length > arena_start
+    # written so that no sum can overflow: the program passes what it likes
+    if <char*>start >= arena_end or length == 0:
+        return False
+    return <char*>start >= arena_start or length > <size_t>(arena_start - <char*>start)
 
 
 cdef int64_t memory_pin(void* start, size_t length, bint writing) noexcept nogil:
@@ -541,7 +544,9 @@ cdef int64_t memory_pin(void* start, size_t length, bint writing) noexcept nogil
                     return error
                 return <int64_t>done
         elif word_pins(word) == PIN_MAX:
-            sched_yield()                       # thousands of calls on one folio at once: wait for one to end
+            # thousands of calls on one folio at once; waiting could deadlock, as the caller may hold some of them
+            leave()
+            return <int64_t>done if done else -ENOMEM
         elif us_cas(&region.words[index], word, (word + PIN_ONE) | YOUNG):
             done = ((index + 1) << FOLIO_SHIFT) - offset
     leave()
@@ -636,9 +641,9 @@ cdef int faults_install() noexcept nogil:
     cdef int error
     if installed:
         return 0
-    error = sigbus_install(on_sigbus)
+    error = syscalls_install(&pin_ops)
     if error == 0:
-        error = syscalls_install(&pin_ops)
+        error = sigbus_install(on_sigbus)
     if error == 0:
         error = -pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child)
     installed = error == 0
