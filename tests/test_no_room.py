@@ -30,7 +30,7 @@ def small_disk(tmp_path: Path, mib: int) -> Iterator[Path]:
     try:
         yield mount
     finally:
-        subprocess.run(["umount", mount], check=True)
+        subprocess.run(["umount", "-l", mount], check=True)
 
 
 def test_a_full_disk_loses_nothing_warns_once_and_writeback_resumes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

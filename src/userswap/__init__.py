@@ -1,17 +1,21 @@
 """userswap gives a program more memory than it has: swap in user space, inside the process.
 
 >>> import userswap
->>> with userswap.install(ram="512MiB"):   # NumPy arrays of 1 MiB and more made inside live in swap
+>>> with userswap.install(ram="512MiB"):  # NumPy arrays of 1 MiB and more made inside live in swap
 ...     ...
->>> pool = userswap.Pool(ram="256MiB")     # or a pool of one's own
+>>> pool = userswap.Pool(ram="256MiB")  # or a pool of one's own
 >>> x = pool.zeros((1_000_000, 64), dtype="f4")
 
-On the command line: ``userswap run --ram 512M script.py`` for any program, unchanged; ``userswap doctor`` says
-what this machine can do.
+On the command line: ``userswap run --ram 512M script.py`` for any program, unchanged; ``userswap doctor``
+says what this machine can do.
 """
 
+from typing import TYPE_CHECKING
+
 from userswap.errors import BadSize, BudgetError, SwapPathError, UnsupportedError, UserswapError
-from userswap.pool import Installation, Pool, Stats, install
+
+if TYPE_CHECKING:
+    from userswap.pool import Installation, Pool, Stats, install
 
 __all__ = [
     "BadSize",
@@ -25,3 +29,12 @@ __all__ = [
     "install",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """Load the core (and NumPy with it) at the first use, so that `userswap doctor` runs where the core can't."""
+    if name in ("Installation", "Pool", "Stats", "install"):
+        from userswap import pool
+
+        return getattr(pool, name)
+    raise AttributeError(f"module 'userswap' has no attribute {name!r}")

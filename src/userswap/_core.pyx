@@ -2,6 +2,8 @@
 
 Errors of the rooms below are return codes; here they become exceptions.
 """
+import os
+
 from libc.stdint cimport int64_t, uint64_t
 
 from userswap.backends.codec cimport FOLIO_BYTES, codec_metadata
@@ -29,7 +31,6 @@ def open_arena() -> None:
     if error == 0:
         error = faults_install()
     if error:
-        import os
         raise OSError(-error, os.strerror(-error))
 
 
@@ -61,11 +62,12 @@ cdef class Core:
         if fd >= 0:
             device = swapfile_new(fd, file_limit, name)
             if device == NULL:
+                os.close(fd)
                 raise MemoryError("no memory for the swap file's slot map")
         space = space_new(chosen, address_space, device, bounce)
         if space == NULL:
             if device != NULL:
-                swapfile_delete(device)
+                swapfile_delete(device, True)
             raise MemoryError("no address space for the compressed pool")
         self.pool = pool_new(space, limit)
         if self.pool == NULL:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import os
+import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -117,6 +118,8 @@ def start() -> None:
     Raises:
         UnsupportedError: this machine can't run userswap; the text says what to do.
     """
+    # A thread that has SIGBUS blocked would be killed by its first fault.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGBUS})
     with _start_lock:
         library = blosc2_library()
         workers = min(MOST_WORKERS, (os.cpu_count() or 1) + 1)
@@ -234,13 +237,13 @@ class Pool:
 
         return self._make(np.zeros, shape, dtype, order)
 
-    def full(self, shape: Shape, value: Any, dtype: DTypeLike = None, order: Any = "C") -> NDArray[Any]:
+    def full(self, shape: Shape, value: Any, dtype: DTypeLike | None = None, order: Any = "C") -> NDArray[Any]:
         """An array filled with one value, in this pool. Arguments as `numpy.full`."""
         import numpy as np
 
         return self._make(np.full, shape, value, dtype, order)
 
-    def array(self, data: ArrayLike, dtype: DTypeLike = None) -> NDArray[Any]:
+    def array(self, data: ArrayLike, dtype: DTypeLike | None = None) -> NDArray[Any]:
         """A copy of `data` in this pool. Arguments as `numpy.array`."""
         import numpy as np
 

@@ -28,6 +28,9 @@ cdef extern from "<sys/mman.h>" nogil:
         MADV_DONTDUMP
         MADV_NOHUGEPAGE
 
+cdef extern from "<unistd.h>" nogil:
+    int ftruncate(int fd, int64_t length)
+
 cdef extern from "<fcntl.h>" nogil:
     int fallocate(int fd, int mode, int64_t offset, int64_t length)
     enum:
@@ -219,8 +222,11 @@ cdef SwapFile* swapfile_new(int fd, uint64_t limit, const char* name) noexcept n
     strncpy(f.name, name, NAME_BYTES - 1)
     return f
 
-cdef void swapfile_delete(SwapFile* f) noexcept nogil:
+cdef void swapfile_delete(SwapFile* f, bint discard) noexcept nogil:
     cdef int kept = c.errno
+    if discard:
+        # A nameless file vanishes with the descriptor anyway; one that the user made beforehand keeps its name.
+        ftruncate(f.fd, 0)
     close(f.fd)
     munmap(f, f.mapped)
     c.errno = kept
@@ -411,7 +417,7 @@ cdef class SwapDevice:
 
     def __dealloc__(self):
         if self.f != NULL:
-            swapfile_delete(self.f)
+            swapfile_delete(self.f, True)
 
     @property
     def name(self):

@@ -74,7 +74,9 @@ cdef extern from "<sys/mman.h>" nogil:
 cdef enum:
     PAGE = 4096
     ZEROS = 1 << 16
-    HIGH_FD = 900               # out of the way of programs that close "every" descriptor from 3 up to some low number
+    # Out of the way of programs that close the first few descriptors; below 64, because growing the descriptor
+    # table of a process with threads waits 10 ms for RCU.
+    HIGH_FD = 60
 
 cdef int uffd = -1
 cdef char* range_start = NULL

@@ -77,7 +77,7 @@ cdef void space_delete(SwapSpace* s) noexcept nogil:
     if s.zswap != NULL:
         zswap_delete(s.zswap)
     if s.device != NULL:
-        swapfile_delete(s.device)
+        swapfile_delete(s.device, not s.inherited)
     if s.bounce != NULL:
         munmap(s.bounce, s.bounce_bytes)
     free(s)
