@@ -429,18 +429,13 @@ def test_the_last_put_waits_for_the_lock_and_sees_what_it_left(design: str) -> N
 
 
 @designs
-@pytest.mark.parametrize(
-    ("shared", "threads", "rounds"), [(1, 2, 400_000), (8, 3, 200_000), (2000, 4, 60_000)]
-)
+@pytest.mark.parametrize(("shared", "threads", "rounds"), [(1, 2, 400_000), (8, 3, 200_000), (2000, 4, 60_000)])
 def test_threads_lose_no_count_and_no_entry(design: str, shared: int, threads: int, rounds: int) -> None:
     swap_map = Map(design)
     ids = fill(swap_map, shared, entry(ZSWAP, 0))
     held = np.zeros((threads, shared), np.int64)
     results = together(
-        *[
-            lambda i=i: swap_map.stress(ids, held[i], rounds // LESS, i + 1, 300 // LESS)
-            for i in range(threads)
-        ]
+        *[lambda i=i: swap_map.stress(ids, held[i], rounds // LESS, i + 1, 300 // LESS) for i in range(threads)]
     )
     assert [wrong for _, wrong in results] == [0] * threads
     assert [swap_map.count(int(i)) for i in ids] == (1 + held.sum(axis=0)).tolist()

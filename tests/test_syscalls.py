@@ -336,9 +336,7 @@ def test_a_range_that_is_only_partly_ours(arena: Bytes, tmp_path: Path) -> None:
     end = start + 2 * FOLIO
     guard = end - FOLIO  # one folio's worth, of which at least a part is mapped
     with Path("/proc/self/maps").open() as maps:
-        mapped = any(
-            int(a, 16) <= guard < int(b, 16) for a, b in (line.split()[0].split("-") for line in maps)
-        )
+        mapped = any(int(a, 16) <= guard < int(b, 16) for a, b in (line.split()[0].split("-") for line in maps))
     n = FOLIO + (4096 if mapped else 0)
     assert libc.read(fd, ctypes.c_void_p(start), ctypes.c_size_t(n)) == n
     assert ctypes.string_at(start, n) == data[:n]
@@ -450,9 +448,7 @@ def test_writers_of_one_stream_do_not_mix(arena: Bytes, tmp_path: Path) -> None:
 
     def work(i: int) -> None:
         for _ in range(3):
-            assert (
-                libc.fwrite(pointer(arena[i * n :]), ctypes.c_size_t(1), ctypes.c_size_t(n), stream.file) == n
-            )
+            assert libc.fwrite(pointer(arena[i * n :]), ctypes.c_size_t(1), ctypes.c_size_t(n), stream.file) == n
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(writers)]
     for t in threads:
@@ -637,9 +633,7 @@ def test_tcp(arena: Bytes) -> None:
     x, y = arena[11 : 11 + n], arena[20 * MIB + 5 : 20 * MIB + 5 + n]
     for send in (
         lambda s: s.send(x.data),
-        lambda s: s.sendmsg(
-            [x[:100].data, x[100 : 3 * MIB].data, data[3 * MIB : 4 * MIB], x[4 * MIB :].data]
-        ),
+        lambda s: s.sendmsg([x[:100].data, x[100 : 3 * MIB].data, data[3 * MIB : 4 * MIB], x[4 * MIB :].data]),
         lambda s: os.writev(s.fileno(), [x[:MIB], x[MIB:]]),
         lambda s: os.write(s.fileno(), x.data),
     ):
@@ -733,10 +727,7 @@ def test_headers_addresses_and_control_in_swapped_memory(arena: Bytes) -> None:
     port = b.getsockname()[1]
     put(
         where,
-        struct.pack("=H", socket.AF_INET)
-        + struct.pack("!H", port)
-        + socket.inet_aton("127.0.0.1")
-        + bytes(8),
+        struct.pack("=H", socket.AF_INET) + struct.pack("!H", port) + socket.inet_aton("127.0.0.1") + bytes(8),
     )
     body = arena[7 * FOLIO - 10 : 7 * FOLIO + 10]
     put(body, pattern(20))
@@ -764,10 +755,7 @@ def test_headers_addresses_and_control_in_swapped_memory(arena: Bytes) -> None:
     check.evict()
     length = arena[15 * FOLIO - 2 : 15 * FOLIO + 2]
     put(length, struct.pack("I", 16))
-    assert (
-        libc.recvfrom(a.fileno(), pointer(body), ctypes.c_size_t(20), 0, pointer(where), pointer(length))
-        == 20
-    )
+    assert libc.recvfrom(a.fileno(), pointer(body), ctypes.c_size_t(20), 0, pointer(where), pointer(length)) == 20
     assert struct.unpack("I", bytes(length)) == (16,)
     assert struct.unpack("!H", bytes(where[2:4]))[0] == port
 
@@ -991,10 +979,7 @@ def test_dlsym_gives_the_wrapper_but_not_to_who_asks_for_the_next(arena: Bytes, 
         call.restype = ctypes.c_void_p
     wrapper, real = lib.any(b"read"), lib.next(b"read")
     assert wrapper and real and wrapper != real
-    assert (
-        lib.any_version(b"read", b"GLIBC_2.2.5" if os.uname().machine == "x86_64" else b"GLIBC_2.17")
-        == wrapper
-    )
+    assert lib.any_version(b"read", b"GLIBC_2.2.5" if os.uname().machine == "x86_64" else b"GLIBC_2.17") == wrapper
     assert ctypes.cast(libc.read, ctypes.c_void_p).value == wrapper
     assert lib.any(b"strlen") == lib.next(b"strlen") != 0
     assert lib.any(b"no_such_function_anywhere") is None
@@ -1054,9 +1039,7 @@ def test_loading_from_several_threads(arena: Bytes, tmp_path: Path) -> None:
             os.close(r)
             os.close(w)
 
-    threads = [
-        threading.Thread(target=work, args=(copies[i::4], arena[i * MIB : i * MIB + 1000])) for i in range(4)
-    ]
+    threads = [threading.Thread(target=work, args=(copies[i::4], arena[i * MIB : i * MIB + 1000])) for i in range(4)]
     for t in threads:
         t.start()
     for t in threads:

@@ -58,8 +58,7 @@ def prepare(arguments: list[str]) -> Callable[[], int]:
     """
     if not arguments:
         raise UsageError(
-            "Say what to do, for example userswap run --ram 512M script.py, or userswap doctor: "
-            "see userswap --help."
+            "Say what to do, for example userswap run --ram 512M script.py, or userswap doctor: see userswap --help."
         )
     if arguments[0] in ("-h", "--help", "help"):
         commands = "\n".join(f"  {name:<8} {text}" for name, text in COMMANDS.items())

@@ -11,10 +11,10 @@ Deadlock: a thread that owns a BUSY folio waits only for (1) entry locks, whose 
 (2) workers, whose owners wait for entry locks at most. It never waits for another BUSY word: reclaim skips
 what is busy. `reclaim_charge` runs before a worker is taken, because eviction takes one of its own.
 """
-from libc.errno cimport EFAULT, EIO, ENOMEM, ENXIO, errno
+from libc.errno cimport ENOMEM, ENXIO, errno
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdio cimport snprintf
-from libc.string cimport strerror
+from libc.string cimport strerror, strlen
 
 from userswap.backends.codec cimport FOLIO_BYTES, FOLIO_SHIFT, Worker, codec_give, codec_take
 from userswap.backends.swapfile cimport swapfile_name
@@ -29,7 +29,7 @@ from userswap.memory.regions cimport (
     BUCKETS, PAGE_BYTES, MemoryPool, Region, arena_end, arena_start, folio_bytes, pool_first, pool_put, region_at,
     region_folios, region_new, region_release, region_unlink,
 )
-from userswap.memory.syscalls cimport PinOps, siginfo_t, sigbus_chain, sigbus_install, sigset_t, syscalls_install
+from userswap.memory.syscalls cimport PinOps, siginfo_t, sigbus_chain, sigbus_install, syscalls_install
 from userswap.native.us cimport (
     us_add, us_assert, us_cas, us_chaos, us_load, us_lock, us_now, us_read, us_store, us_unlock, us_word_release,
     us_word_wait,
@@ -101,7 +101,7 @@ cdef extern from "<sched.h>" nogil:
 cdef enum:
     BATCH = 16                  # most folios evicted in one go
     LEAST_BATCH = 8             # and fewest, so that neighbours share system calls and TLB flushes
-    TRIES = 64                  # victims that may fail to leave (they don't compress, no device) before reclaim gives up
+    TRIES = 64                  # victims that may fail to leave (incompressible, no device) before it gives up
     GATE_CLOSED = 1
     GATE_WAITERS = 2
     GATE_ONE = 4
@@ -631,11 +631,11 @@ cdef void after_fork_in_child() noexcept nogil:
     cdef Region* region
     cdef uint64_t i, word
     cdef int error
-    cdef const char* text = b"userswap: a forked process could not open its own userfaultfd; it ends before it reads wrong data.\n"
+    cdef const char* text = b"userswap: a forked process can't open its own userfaultfd; it ends, not to read wrong data.\n"
     us_store(&gate, 0)
     error = frames_reopen()
     if error:
-        write(2, text, 100)
+        write(2, text, strlen(text))
         _exit(70)
     if forking_slots:
         kin_after_fork(True)

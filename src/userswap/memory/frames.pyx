@@ -3,7 +3,7 @@
 Bytes go in with UFFDIO_COPY (which can write-protect in the same step) and leave with MADV_DONTNEED. No lock:
 the caller owns the folio (BUSY), the kernel does the rest.
 """
-from libc.errno cimport EAGAIN, EEXIST, ENOSYS, errno
+from libc.errno cimport EAGAIN, EEXIST, errno
 from libc.stdint cimport int64_t, uint64_t
 
 cdef extern from "us.h" nogil:

@@ -77,7 +77,7 @@ cdef void over_budget(Reclaim* r, int64_t used) noexcept nogil:
     if not space_has_device(r.swap) and r.swap.inherited == 0:
         snprintf(reason, sizeof(reason), "its data does not compress enough and there is no swap file")
     elif not space_has_device(r.swap):
-        snprintf(reason, sizeof(reason), "its data does not compress enough and this forked process can have no swap file")
+        snprintf(reason, sizeof(reason), "its data does not compress enough and a forked process has no swap file")
     elif us_read(&r.swap.device_error):
         snprintf(reason, sizeof(reason), "the swap file can't take more (%s)",
                  strerror(<int>us_read(&r.swap.device_error)))

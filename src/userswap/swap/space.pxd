@@ -53,7 +53,8 @@ cdef SwapSpace* space_new(const char* design, uint64_t address_space, SwapFile* 
                           uint64_t file_limit, const char* directory) noexcept nogil
 cdef void space_delete(SwapSpace* s) noexcept nogil
 # Stores n bytes (whole pages): a new id with count 1, or 0 with -errno in `error`. `data` may not change meanwhile.
-cdef uint64_t swap_out(SwapSpace* s, Worker* worker, const void* data, int n, CodecHint* hint, int* error) noexcept nogil
+cdef uint64_t swap_out(SwapSpace* s, Worker* worker, const void* data, int n, CodecHint* hint,
+                       int* error) noexcept nogil
 # Loads the n bytes of an id into `data`: 0 or -errno (-EIO: the device or the copy is damaged; -ENXIO: it was
 # in the swap file of an ancestor that is out of reach). The id keeps its copy and its count.
 cdef int swap_in(SwapSpace* s, Worker* worker, uint64_t id, void* data, int n) noexcept nogil

@@ -13,14 +13,14 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, strcpy, strlen
 
 from userswap.backends.codec cimport (
-    PACKED_BYTES, Worker, codec_choose, codec_compress, codec_decompress, codec_length,
+    PACKED_BYTES, Worker, codec_choose, codec_compress, codec_decompress,
 )
 from userswap.backends.swapfile cimport (
     SLOT_BYTES, SwapFile, swapfile_alloc, swapfile_delete, swapfile_free, swapfile_metadata, swapfile_new,
     swapfile_read, swapfile_used, swapfile_write,
 )
 from userswap.backends.zswap cimport (
-    Zswap, zswap_alloc, zswap_bytes, zswap_coldest, zswap_compact, zswap_delete, zswap_free, zswap_memory,
+    zswap_alloc, zswap_bytes, zswap_coldest, zswap_compact, zswap_delete, zswap_free, zswap_memory,
     zswap_metadata, zswap_new, zswap_set_owner, zswap_stored,
 )
 from userswap.native.us cimport us_add, us_chaos, us_lock, us_now, us_read, us_unlock, us_write
@@ -29,7 +29,7 @@ from userswap.swap.entry cimport (
     slot_device, slot_make, slot_offset, slot_raw,
 )
 from userswap.swap.kin cimport kin_alive
-from userswap.swap.map cimport SwapMap, swap_map_design
+from userswap.swap.map cimport swap_map_design
 
 cdef extern from "<sys/mman.h>" nogil:
     enum:
@@ -407,7 +407,7 @@ cdef int64_t swap_writeback(SwapSpace* s, int64_t want) noexcept nogil:
     cdef uint64_t[BATCH] handles
     cdef uint64_t[BATCH] owners
     cdef int64_t moved = 0, room
-    cdef int count, error = 0, i
+    cdef int count, error = 0
     if not device_usable(s):
         return -ENOSPC if space_has_device(s) else -ENODEV
     us_lock(&s.writeback_lock)
