@@ -68,7 +68,7 @@ def test_the_innermost_installation_counts() -> None:
 
 def test_every_thread_is_covered_and_any_thread_frees() -> None:
     with userswap.install(ram="64MiB") as installation:
-        made: list[np.ndarray] = []  # type: ignore[type-arg]
+        made: list[np.ndarray] = []
 
         def make() -> None:
             made.append(np.full(2 * MIB, 3, np.uint8))
