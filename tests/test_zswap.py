@@ -159,8 +159,8 @@ def test_freeing_most_objects_at_random_leaves_little_waste(sizes: Sizes, volume
     assert given_back == before - pool.bytes
     books(pool)
     # A size class costs some 8 KiB, however little it holds: 1 MiB for 124 classes of tiny objects.
-    most = 0.15 if sizes is sizes_tiny else 0.10 if sizes is sizes_mixed else 0.06
-    assert waste(pool) <= most
+    limits: dict[Sizes, float] = {sizes_tiny: 0.15, sizes_mixed: 0.10}
+    assert waste(pool) <= limits.get(sizes, 0.06)
     assert pool.intact() == len(kept)
 
 
