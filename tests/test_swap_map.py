@@ -471,9 +471,11 @@ def test_lookups_while_the_tree_grows_and_shrinks(design: str) -> None:
 
 
 @designs
-@pytest.mark.parametrize(("n", "threads"), [(3, 2), (1000, 3), (20_000, 4)])
-def test_of_many_last_puts_one_frees(design: str, n: int, threads: int) -> None:
+@pytest.mark.parametrize("in_step", [True, False])
+@pytest.mark.parametrize(("n", "threads"), [(3, 2), (1000, 3), (40_000, 2), (20_000, 4)])
+def test_of_many_last_puts_one_frees(design: str, n: int, threads: int, in_step: bool) -> None:
     n = max(n // LESS, 3)
+    seeds = [1 if in_step else i + 1 for i in range(threads)]
     for turn in range(max(1, 200 // LESS // n)):
         swap_map = Map(design)
         ids = fill(swap_map, n)
@@ -482,7 +484,7 @@ def test_of_many_last_puts_one_frees(design: str, n: int, threads: int) -> None:
         storage = np.ones(n, np.uint8)
         results = together(
             *[
-                lambda i=i: swap_map.drain(ids, storage, turn * 10 + i + 1)  # noqa: B023
+                lambda i=i: swap_map.drain(ids, storage, turn * 10 + seeds[i])  # noqa: B023
                 for i in range(threads)
             ]
         )
