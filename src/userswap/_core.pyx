@@ -54,7 +54,7 @@ cdef class Core:
 
     def __cinit__(self, *, limit: int, design: str, address_space: int, fd: int, file_limit: int, file_name: str,
                   directory: str, hard: bool):
-        """`limit`: bytes. `fd`: an open swap file (owned from now on), or -1. `directory`: where children make theirs."""
+        """`limit`: bytes. `fd`: an open swap file (owned from now on) or -1. `directory`: for children's own."""
         cdef SwapFile* device = NULL
         cdef SwapSpace* space
         cdef int64_t bounce = min(1 << 20, max(128 << 10, limit // 64)) // 4096 * 4096

@@ -16,7 +16,7 @@ cdef int64_t memory_evict(MemoryPool* pool, int64_t want) noexcept nogil
 cdef int64_t memory_writeback(MemoryPool* pool, int64_t want) noexcept nogil
 cdef int64_t memory_compact(MemoryPool* pool) noexcept nogil
 # Counts the folios in each state (EMPTY, DIRTY, CLEAN, SWAPPED) and checks every swap id that is held; the
-# number of ids whose count is not what the page tables say (of pools whose ids are not shared). Quiesces the process as fork does.
+# number of words and counts that do not agree. Holds the process still as fork does.
 cdef int64_t memory_check(MemoryPool* pool, int64_t* states) noexcept nogil
 # Makes a prefix of the range resident and keeps it there (see PinOps in syscalls.pxd).
 cdef int64_t memory_pin(void* start, size_t length, bint writing) noexcept nogil

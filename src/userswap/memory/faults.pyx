@@ -631,7 +631,7 @@ cdef void after_fork_in_child() noexcept nogil:
     cdef Region* region
     cdef uint64_t i, word
     cdef int error
-    cdef const char* text = b"userswap: a forked process can't open its own userfaultfd; it ends, not to read wrong data.\n"
+    cdef const char* text = b"userswap: a forked process can't open its own userfaultfd and ends.\n"
     us_store(&gate, 0)
     error = frames_reopen()
     if error:
