@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from userswap import _core
 from userswap.memory import _syscalls_check as check
 from userswap.memory import syscalls
 
@@ -42,10 +43,12 @@ for name in ("read", "write", "pread", "fread", "fwrite", "recv", "send", "recvf
 
 
 @pytest.fixture(scope="module")
-def whole() -> Bytes:
+def whole() -> Iterator[Bytes]:
     address = check.start(SIZE)
     memory: Any = (ctypes.c_char * SIZE).from_address(address)
-    return np.frombuffer(memory, dtype=np.uint8)
+    yield np.frombuffer(memory, dtype=np.uint8)
+    # The arena took the place of the real one: pools of other tests in this process need theirs back.
+    _core.open_arena()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from userswap.memory.regions cimport MemoryPool, Region
 
-# Handler, wrappers and fork handlers, once a process; the arena must be open. 0 or -errno.
+# Handler, wrappers and fork handlers; the arena must be open. Again: makes sure of the first place. 0 or -errno.
 cdef int faults_install() noexcept nogil
 # Gives the pool's reclaim its evict function; before the pool's first region.
 cdef void pool_bind(MemoryPool* pool) noexcept nogil

@@ -664,15 +664,12 @@ pin_ops.unpin = memory_unpin
 
 cdef int faults_install() noexcept nogil:
     global installed
-    cdef int error
-    if installed:
-        return 0
-    error = syscalls_install(&pin_ops)
+    cdef int error = syscalls_install(&pin_ops)
     if error == 0:
         error = sigbus_install(on_sigbus)
-    if error == 0:
+    if error == 0 and not installed:
         error = -pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child)
-    installed = error == 0
+        installed = error == 0
     return error
 
 
