@@ -234,6 +234,9 @@ cdef void swapfile_delete(SwapFile* f, bint discard) noexcept nogil:
 cdef const char* swapfile_name(SwapFile* f) noexcept nogil:
     return f.name
 
+cdef int swapfile_descriptor(SwapFile* f) noexcept nogil:
+    return f.fd
+
 cdef inline int64_t take(SwapFile* f, uint32_t number, uint32_t first, uint32_t n) noexcept nogil:
     cdef Cluster* k = cluster(f, number)
     set_range(k, first, n, True)
