@@ -208,13 +208,13 @@ turn = 0
 try:
     while time.monotonic() < end and not bad:
         turn += 1
-        i, k = turn % 32, turn % 13 + 1
+        i = turn % 32
         array[i, 0] = 1                                         # resident and dirty
-        madvise(at(array[i]) + k * PAGE, PAGE, MADV_DONTNEED)
-        page = array[i, k * PAGE:(k + 1) * PAGE]
-        for n in range(1, 6):
-            page[100] = n
-            if page[100] != n: bad += 1
+        madvise(at(array[i]) + PAGE, 15 * PAGE, MADV_DONTNEED)
+        for k in range(1, 16):
+            for _ in range(turn % 50): pass
+            array[i, k * PAGE + 100] = k
+        for k in range(1, 16): bad += array[i, k * PAGE + 100] != k
 finally:
     stop.set()
     thread.join()
