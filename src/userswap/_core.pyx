@@ -11,7 +11,7 @@ from userswap.backends.swapfile cimport SwapFile, swapfile_delete, swapfile_new
 from userswap.memory.faults cimport (
     faults_install, memory_check, memory_compact, memory_evict, memory_pool_close, memory_writeback, pool_bind,
 )
-from userswap.memory.regions cimport BUCKETS, MemoryPool, arena_open, pool_new, region_at
+from userswap.memory.regions cimport BUCKETS, MemoryPool, arena_open, pool_get, pool_new, region_at
 from userswap.native.us cimport us_debug, us_read
 from userswap.reclaim.reclaim cimport reclaim_used
 from userswap.swap.space cimport (
@@ -139,24 +139,30 @@ cdef class Core:
         """Push about `want` bytes of resident folios out; returns the bytes that left."""
         cdef MemoryPool* p = self.alive()
         cdef int64_t goal = want, done
+        pool_get(p)             # another thread may close it meanwhile
         with nogil:
             done = memory_evict(p, goal)
+            memory_pool_close(p)
         return done
 
     def writeback(self, want: int) -> int:
         """Move about `want` packed bytes from zswap to the swap file; returns the bytes moved, or -errno."""
         cdef MemoryPool* p = self.alive()
         cdef int64_t goal = want, done
+        pool_get(p)             # another thread may close it meanwhile
         with nogil:
             done = memory_writeback(p, goal)
+            memory_pool_close(p)
         return done
 
     def compact(self) -> int:
         """Give back all pool memory that holds nothing; returns the bytes given back."""
         cdef MemoryPool* p = self.alive()
         cdef int64_t done
+        pool_get(p)             # another thread may close it meanwhile
         with nogil:
             done = memory_compact(p)
+            memory_pool_close(p)
         return done
 
     def check(self) -> dict[str, int]:
@@ -164,8 +170,10 @@ cdef class Core:
         cdef MemoryPool* p = self.alive()
         cdef int64_t[4] states = [0, 0, 0, 0]
         cdef int64_t wrong
+        pool_get(p)
         with nogil:
             wrong = memory_check(p, states)
+            memory_pool_close(p)
         return {"empty": states[0], "dirty": states[1], "clean": states[2], "swapped": states[3], "wrong": wrong}
 
     def owns(self, address: int) -> bool:

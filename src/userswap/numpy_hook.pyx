@@ -61,6 +61,7 @@ cdef void* resize(MemoryPool* pool, size_t threshold, void* data, size_t size) n
     """realloc for any block: ours or not, before and after. `pool` may be NULL."""
     cdef Region* region = region_at(data)
     cdef void* fresh
+    cdef size_t old
     if region == NULL:
         if pool == NULL or size < threshold:
             return plain.realloc(plain.ctx, data, size)
@@ -68,8 +69,9 @@ cdef void* resize(MemoryPool* pool, size_t threshold, void* data, size_t size) n
         if fresh == NULL:
             return plain.realloc(plain.ctx, data, size)
         if data != NULL:
-            move_block(data, malloc_usable_size(data), fresh, size)
-            plain.free(plain.ctx, data, 0)
+            old = malloc_usable_size(data)
+            move_block(data, old, fresh, size)
+            plain.free(plain.ctx, data, old)        # by its size NumPy knows whether to keep it for later
         return fresh
     if size <= region.bytes and size >= region.bytes // 2:
         return data

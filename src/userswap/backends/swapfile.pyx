@@ -19,6 +19,7 @@ from posix.unistd cimport close, pread, pwrite
 
 import os
 
+from userswap.native.descriptors cimport descriptor_guard
 from userswap.native.us cimport us_assert, us_chaos, us_lock, us_mutex, us_now, us_read, us_unlock, us_write
 
 
@@ -214,6 +215,7 @@ cdef SwapFile* swapfile_new(int fd, uint64_t limit, const char* name) noexcept n
     c.errno = kept
     f = <SwapFile*>p
     f.fd = fd
+    descriptor_guard(fd, True)
     f.punches = 1
     f.mapped = n
     f.slots = slots
@@ -227,6 +229,7 @@ cdef void swapfile_delete(SwapFile* f, bint discard) noexcept nogil:
     if discard:
         # A nameless file vanishes with the descriptor anyway; one that the user made beforehand keeps its name.
         ftruncate(f.fd, 0)
+    descriptor_guard(f.fd, False)
     close(f.fd)
     munmap(f, f.mapped)
     c.errno = kept

@@ -38,9 +38,8 @@ def prepare(arguments: list[str]) -> Callable[[], int]:
             print(f"\nuserswap: {error}", file=sys.stderr)
             return 2
         progress("")
-        print(
-            f"{format_size(figures.size)} of float64 in {format_size(ram)}, compressed {figures.ratio:.2f} : 1, one thread"
-        )
+        size_text, ram_text = format_size(figures.size), format_size(ram)
+        print(f"{size_text} of float64 in {ram_text}, compressed {figures.ratio:.2f} : 1, one thread")
         print(f"{'':18}{'GB/s':>7}{'least':>8}{'most':>8}    of {options.rounds} rounds")
         for name, median, least, most in figures.rows():
             print(f"{name:<18}{median:7.2f}{least:8.2f}{most:8.2f}")

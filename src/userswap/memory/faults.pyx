@@ -80,6 +80,7 @@ cdef extern from *:
     }
     static void us_restore_signals(void) { pthread_sigmask(SIG_SETMASK, &us_kept_mask, NULL); }
     """
+    int BUS_ADRERR              # not BUS_MCEERR_AR: a page of broken memory is not ours to mend
     int us_self_depth() nogil
     int us_deeper() nogil
     int us_shallower() nogil
@@ -172,6 +173,7 @@ cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writi
         codec_give(worker)
         next = word_make(DIRTY, 0) if writing else word_make(CLEAN, id)
     if error:
+        frame_vacate(folio_at(region, index), bytes)        # a part of it may have been filled
         reclaim_uncharge(&pool.reclaim, <int64_t>bytes)
         us_word_release(at, word & ~<uint64_t>(BUSY | WAITERS), WAITERS)
         return error
@@ -207,8 +209,9 @@ cdef int folio_fault(Region* region, uint64_t index, int writing, char* page) no
         if word & BUSY:
             if page != NULL and us_self_reading() == folio_at(region, index):
                 # This thread is swapping this very folio out and found a page of it missing: the program
-                # has thrown it away with madvise. It reads as zeros, as the program was promised.
-                missing = frame_mend(page)
+                # has thrown it away with madvise. It reads as zeros, as the program was promised; protected like
+                # the pages beside it, so that no other thread writes what would not be in the copy.
+                missing = frame_mend(page, True)
                 return missing if missing < 0 else 0
             us_word_wait(at, word, WAITERS)
             continue
@@ -225,7 +228,7 @@ cdef int folio_fault(Region* region, uint64_t index, int writing, char* page) no
         elif us_cas(at, word, held):
             # Resident, yet there was a fault: another thread was faster, or (not knowing what kind of access
             # it was) this is a write to a clean folio, or the program threw the page away with madvise.
-            missing = frame_mend(page)
+            missing = frame_mend(page, False)
             if state == CLEAN and (missing == 1 or (missing == 0 and writing < 0)):
                 return make_dirty(region, index, held)
             us_word_release(at, held & ~<uint64_t>BUSY, WAITERS)
@@ -282,7 +285,7 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
     cdef Region* region = victims[0].region
     cdef char* start = folio_at(region, victims[0].index)
     cdef uint64_t length = (<uint64_t>(count - 1) << FOLIO_SHIFT) + folio_bytes(region, victims[count - 1].index)
-    cdef int i, first = 0, error = 0
+    cdef int i, first = 0, error = 0, refused = 0
     cdef int64_t freed = 0
     cdef uint64_t id, bytes
     cdef bint protected = False
@@ -299,7 +302,7 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
         elif error == 0:
             bytes = folio_bytes(region, victims[i].index)
             us_set_reading(folio_at(region, victims[i].index))
-            id = swap_out(pool.swap, worker, folio_at(region, victims[i].index), <int>bytes, &region.hint, &error)
+            id = swap_out(pool.swap, worker, folio_at(region, victims[i].index), <int>bytes, &region.hint, &refused)
             us_set_reading(NULL)
             if id:
                 victims[i].next = word_make(SWAPPED, id)
@@ -391,7 +394,7 @@ cdef void explain(Region* region, uint64_t index, int error, bint fatal) noexcep
 cdef void on_sigbus(int signal, siginfo_t* info, void* context) noexcept nogil:
     cdef int kept = errno
     cdef char* address = <char*>info.si_addr
-    cdef Region* region = region_at(address) if info.si_code > 0 else NULL
+    cdef Region* region = region_at(address) if info.si_code == BUS_ADRERR else NULL
     cdef int64_t started, took
     cdef uint64_t index
     cdef int error
@@ -664,6 +667,7 @@ pin_ops.unpin = memory_unpin
 
 cdef int faults_install() noexcept nogil:
     global installed
+    # Every time: somebody (the wrappers' own tests) may have put other operations or another handler in place.
     cdef int error = syscalls_install(&pin_ops)
     if error == 0:
         error = sigbus_install(on_sigbus)

@@ -9,8 +9,8 @@ cdef int frames_reopen() noexcept nogil
 # Bytes into a range that is not there: atomic for every other thread. `protect`: write-protected from the start.
 cdef int frame_fill(char* at, const void* data, uint64_t length, bint protect) noexcept nogil
 cdef int frame_fill_zeros(char* at, uint64_t length) noexcept nogil
-# One page, if it is missing in a range that should be there: 1 it was, 0 it wasn't.
-cdef int frame_mend(char* page) noexcept nogil
+# One page of zeros, if it is missing in a range that should be there: 1 it was, 0 it wasn't.
+cdef int frame_mend(char* page, bint protect) noexcept nogil
 cdef int frame_protect(char* at, uint64_t length) noexcept nogil
 cdef int frame_unprotect(char* at, uint64_t length) noexcept nogil
 cdef int frame_vacate(char* at, uint64_t length) noexcept nogil  # gone: the next touch faults

@@ -3,8 +3,10 @@
 Bytes go in with UFFDIO_COPY (which can write-protect in the same step) and leave with MADV_DONTNEED. No lock:
 the caller owns the folio (BUSY), the kernel does the rest.
 """
-from libc.errno cimport EAGAIN, EEXIST, errno
+from libc.errno cimport EAGAIN, EEXIST, EINVAL, ENOENT, errno
 from libc.stdint cimport int64_t, uint64_t
+
+from userswap.native.descriptors cimport descriptor_guard
 
 cdef extern from "us.h" nogil:
     struct uffdio_api:
@@ -24,10 +26,6 @@ cdef extern from "us.h" nogil:
         uint64_t len
         uint64_t mode
         int64_t copy
-    struct uffdio_zeropage:
-        uffdio_range range
-        uint64_t mode
-        int64_t zeropage
     struct uffdio_writeprotect:
         uffdio_range range
         uint64_t mode
@@ -35,7 +33,6 @@ cdef extern from "us.h" nogil:
     unsigned long UFFDIO_API
     unsigned long UFFDIO_REGISTER
     unsigned long UFFDIO_COPY
-    unsigned long UFFDIO_ZEROPAGE
     unsigned long UFFDIO_WRITEPROTECT
     enum:
         SYS_userfaultfd
@@ -70,8 +67,10 @@ cdef extern from "<sys/mman.h>" nogil:
     void* MAP_FAILED
     void* mmap(void* address, size_t length, int prot, int flags, int fd, long offset)
     int madvise(void* address, size_t length, int advice)
+    int munlock(const void* address, size_t length)
 
 cdef enum:
+    MADV_DONTNEED_LOCKED = 24   # Linux 5.18
     PAGE = 4096
     ZEROS = 1 << 16
     # Out of the way of programs that close the first few descriptors; below 64, because growing the descriptor
@@ -89,7 +88,13 @@ cdef int frames_reopen() noexcept nogil:
     cdef uffdio_api api
     cdef uffdio_register register
     cdef int high
-    cdef int fresh = <int>syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY)
+    cdef int fresh
+    if uffd >= 0:
+        # The parent's, of no use here: first, so that a process that is out of descriptors can open its own.
+        descriptor_guard(uffd, False)
+        close(uffd)
+        uffd = -1
+    fresh = <int>syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY)
     if fresh < 0:
         return -errno
     high = fcntl(fresh, F_DUPFD_CLOEXEC, HIGH_FD)
@@ -107,9 +112,8 @@ cdef int frames_reopen() noexcept nogil:
         high = -errno
         close(fresh)
         return high
-    if uffd >= 0:
-        close(uffd)
     uffd = fresh
+    descriptor_guard(uffd, True)
     return 0
 
 
@@ -128,18 +132,21 @@ cdef int frames_open(char* start, uint64_t length) noexcept nogil:
 cdef int frame_fill(char* at, const void* data, uint64_t length, bint protect) noexcept nogil:
     cdef uffdio_copy copy
     cdef uint64_t done = 0
+    cdef uint64_t part = length
     while done < length:
         copy.dst = <uint64_t>at + done
         copy.src = <uint64_t>data + done
-        copy.len = length - done
+        copy.len = part if part < length - done else length - done
         copy.mode = UFFDIO_COPY_MODE_WP if protect else 0
         copy.copy = 0
         if ioctl(uffd, UFFDIO_COPY, &copy) == 0:
-            return 0
-        if copy.copy > 0:
+            done += copy.len
+        elif copy.copy > 0:
             done += <uint64_t>copy.copy         # interrupted half way: go on from there
         elif errno == EAGAIN:
             sched_yield()                       # the address space is changing (mmap, fork): again
+        elif errno == ENOENT and part > PAGE:
+            part = PAGE                         # the program split the mapping here (madvise, mlock)
         else:
             return -errno
     return 0
@@ -158,33 +165,30 @@ cdef int frame_fill_zeros(char* at, uint64_t length) noexcept nogil:
     return 0
 
 
-cdef int frame_mend(char* page) noexcept nogil:
-    cdef uffdio_zeropage zero
-    while True:
-        zero.range.start = <uint64_t>page
-        zero.range.len = PAGE
-        zero.mode = 0
-        zero.zeropage = 0
-        if ioctl(uffd, UFFDIO_ZEROPAGE, &zero) == 0:
-            return 1
-        if errno == EEXIST:
-            return 0
-        if errno != EAGAIN:
-            return -errno
-        sched_yield()
+cdef int frame_mend(char* page, bint protect) noexcept nogil:
+    cdef int error = frame_fill(page, zeros, PAGE, protect)
+    if error == 0:
+        return 1
+    return 0 if error == -EEXIST else error
 
 
 cdef int write_protect(char* at, uint64_t length, uint64_t mode) noexcept nogil:
     cdef uffdio_writeprotect protect
-    while True:
-        protect.range.start = <uint64_t>at
-        protect.range.len = length
+    cdef uint64_t done = 0
+    cdef uint64_t part = length
+    while done < length:
+        protect.range.start = <uint64_t>at + done
+        protect.range.len = part if part < length - done else length - done
         protect.mode = mode
         if ioctl(uffd, UFFDIO_WRITEPROTECT, &protect) == 0:
-            return 0
-        if errno != EAGAIN:
+            done += protect.range.len
+        elif errno == EAGAIN:
+            sched_yield()
+        elif errno == ENOENT and part > PAGE:
+            part = PAGE                         # a split mapping, before Linux 6.1
+        else:
             return -errno
-        sched_yield()
+    return 0
 
 
 cdef int frame_protect(char* at, uint64_t length) noexcept nogil:
@@ -196,8 +200,19 @@ cdef int frame_unprotect(char* at, uint64_t length) noexcept nogil:
 
 
 cdef int frame_vacate(char* at, uint64_t length) noexcept nogil:
-    while madvise(at, length, MADV_DONTNEED) != 0:
-        if errno != EAGAIN:
+    cdef int advice = MADV_DONTNEED
+    cdef bint locked = True
+    while madvise(at, length, advice) != 0:
+        if errno == EAGAIN:
+            sched_yield()
+        elif errno == EINVAL and advice == MADV_DONTNEED and locked:
+            # The program locked the mapping (mlock, mlockall). What is resident is ours to say, and a part of the
+            # range may be gone already, so it goes all the same.
+            advice = MADV_DONTNEED_LOCKED
+        elif errno == EINVAL and locked:
+            munlock(at, length)                 # Linux before 5.18 knows no other way
+            advice = MADV_DONTNEED
+            locked = False
+        else:
             return -errno
-        sched_yield()
     return 0

@@ -21,15 +21,16 @@ Limits, which docs/architecture.md repeats:
   cancelled inside a wrapped call leaves its buffer pinned.
 - An iovec array or msghdr at an invalid address is read by us, so it ends in SIGSEGV, not in EFAULT.
 """
-from libc.errno cimport EFAULT, EINVAL, EIO, ENOBUFS, errno
+from libc.errno cimport EBADF, EFAULT, EINVAL, EIO, ENOBUFS, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport FILE, snprintf
 from libc.string cimport memcpy, memset, strchr, strcmp, strlen, strncmp, strrchr
 
 from typing import NamedTuple
 
+from userswap.native.descriptors cimport DESCRIPTORS, descriptor_guarded
 from userswap.native.us cimport (
-    us_load, us_load_ptr, us_lock, us_mutex, us_now, us_or, us_store, us_store_ptr, us_unlock,
+    us_and, us_load, us_load_ptr, us_lock, us_mutex, us_now, us_or, us_store, us_store_ptr, us_unlock,
 )
 
 
@@ -50,6 +51,7 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t pread64(int, void*, size_t, int64_t)
     ssize_t pwrite64(int, const void*, size_t, int64_t)
     int access(const char*, int)
+    int close(int)
     int getpid()
     int getentropy(void*, size_t)
     long syscall(long, ...)
@@ -256,6 +258,9 @@ cdef extern from * nogil:
     #ifndef MSG_ZEROCOPY
     #define MSG_ZEROCOPY 0x4000000
     #endif
+    #ifndef SYS_close_range
+    #define SYS_close_range 436
+    #endif
     #ifndef RWF_ATOMIC
     #define RWF_ATOMIC 0x40
     #endif
@@ -308,6 +313,7 @@ cdef extern from * nogil:
         PATH_MAX
         SYS_tgkill
         SYS_gettid
+        SYS_close_range
     void set_errno "us_set_errno"(int value)
     void __chk_fail()
     void us_stream_failed(FILE* stream)
@@ -368,6 +374,7 @@ cdef enum:
     WHOLE       # one call on everything: the buffer is one message
 
 cdef enum:
+    CLOSE_RANGE_CLOEXEC = 4
     PARTS = 1024                # the kernel's UIO_MAXIOV: one window always holds every part
     SMALL = 65536               # up to here everything is pinned at once and the plan does not matter
     STREAM_MOST = 1048576       # one chunk to or from a pipe, terminal or stream socket
@@ -1003,6 +1010,33 @@ cdef int w_getentropy(void* buffer, size_t length) noexcept nogil:
     return result
 
 
+# ---- descriptors --------------------------------------------------------------------------------
+
+cdef int w_close(int fd) noexcept nogil:
+    if descriptor_guarded(<unsigned int>fd):
+        set_errno(EBADF)
+        return -1
+    return close(fd)
+
+cdef int w_close_range(unsigned int first, unsigned int last, int flags) noexcept nogil:
+    cdef unsigned int fd = first
+    if not flags & CLOSE_RANGE_CLOEXEC:
+        while fd <= last and fd < <unsigned int>DESCRIPTORS:
+            if not descriptor_guarded(fd):
+                fd += 1
+                continue
+            if fd > first and syscall(SYS_close_range, <long>first, <long>(fd - 1), <long>flags) != 0:
+                return -1
+            fd += 1
+            first = fd
+        if first > last and descriptor_guarded(last):
+            return 0                # nothing is left after ours
+    return <int>syscall(SYS_close_range, <long>first, <long>last, <long>flags)
+
+cdef void w_closefrom(int low) noexcept nogil:
+    w_close_range(<unsigned int>(low if low > 0 else 0), ~0u, 0)
+
+
 # ---- SIGBUS -------------------------------------------------------------------------------------
 
 # What the program believes is the SIGBUS action. Two slots and a generation: the low bit of the
@@ -1011,6 +1045,7 @@ cdef int w_getentropy(void* buffer, size_t length) noexcept nogil:
 cdef sigaction chain_slots[2]
 cdef uint64_t chain_generation
 cdef us_mutex chain_lock
+cdef int chain_process          # whose chain it is
 cdef bint sigbus_taken
 
 cdef void chain_read(sigaction* out) noexcept nogil:
@@ -1033,16 +1068,21 @@ cdef void chain_change(const sigaction* next, sigaction* before) noexcept nogil:
     generation = us_load(&chain_generation)
     if before != NULL:
         memcpy(before, &chain_slots[generation & 1], sizeof(sigaction))
-    if next != NULL:
+    if next != NULL and getpid() == chain_process:
         memcpy(&chain_slots[(generation + 1) & 1], next, sizeof(sigaction))
         us_store(&chain_generation, generation + 1)
+    elif next != NULL and next.sa_handler == SIG_IGN:
+        # A child of vfork has its own actions but our memory: what it sets may not become the parent's. Of what
+        # it sets only this survives its exec.
+        real_sigaction(SIGBUS, next, NULL)
     us_unlock(&chain_lock)
     pthread_sigmask(SIG_SETMASK, &old, NULL)
     set_errno(kept)
 
 cdef int sigbus_install(void (*handler)(int, siginfo_t*, void*) noexcept nogil) noexcept nogil:
-    global sigbus_taken
+    global sigbus_taken, chain_process
     cdef sigaction mine, before
+    chain_process = getpid()
     cdef sigset_t bus
     memset(&mine, 0, sizeof(mine))
     mine.sa_sigaction = handler
@@ -1282,6 +1322,10 @@ cdef void names_fill() noexcept nogil:
     name_add("sendmmsg", <void*>w_sendmmsg)
     name_add("getrandom", <void*>w_getrandom)
     name_add("getentropy", <void*>w_getentropy)
+    name_add("close", <void*>w_close)
+    name_add("__close", <void*>w_close)
+    name_add("close_range", <void*>w_close_range)
+    name_add("closefrom", <void*>w_closefrom)
     name_add("sigaction", <void*>w_sigaction)
     name_add("__sigaction", <void*>w_sigaction)
     name_add("signal", <void*>w_signal)
@@ -1660,6 +1704,8 @@ cdef bint prepared
 
 # In a child of fork: whoever held these locks is not there any more.
 cdef void after_fork() noexcept nogil:
+    global chain_process
+    chain_process = getpid()
     patch_lock.state = 0
     chain_lock.state = 0
 
