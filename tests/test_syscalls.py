@@ -371,15 +371,19 @@ class Stream:
 
 
 @pytest.mark.parametrize("name", ["fread", "fread_unlocked", "__fread_chk", "__fread_unlocked_chk"])
-@pytest.mark.parametrize(("length", "size"), [(700_003, 8), (700_000, 8), (30, 7), (65536, 65536), (0, 3)])
-def test_fread_counts_items(arena: Bytes, tmp_path: Path, name: str, length: int, size: int) -> None:
+@pytest.mark.parametrize("shape", [(700_003, 8), (700_000, 8), (30, 7), (65536, 65536), (0, 3)])
+@pytest.mark.parametrize("more", [5, 0, -1])
+def test_fread_counts_items(
+    arena: Bytes, tmp_path: Path, name: str, shape: tuple[int, int], more: int
+) -> None:
     check.set_share(FOLIO)
+    length, size = shape
     data = pattern(length)
     path = tmp_path / "f"
     path.write_bytes(data)
     call = getattr(libc, name)
     call.restype = ctypes.c_size_t
-    items = length // size + 5
+    items = max(0, length // size + more)
     room = [ctypes.c_size_t(items * size)] if name.endswith("_chk") else []
 
     def run(where: ctypes.c_void_p) -> tuple[int, int, bool, bool]:
@@ -391,10 +395,12 @@ def test_fread_counts_items(arena: Bytes, tmp_path: Path, name: str, length: int
 
     plain = ctypes.create_string_buffer(items * size + 1)
     expected = run(ctypes.cast(plain, ctypes.c_void_p))
-    x = arena[3 : 3 + items * size]
+    x = arena[3 : 3 + max(1, items * size)]  # an empty array has no address of its own
     gone(x)
-    assert run(pointer(x)) == expected == (length // size, length, True, False)
-    assert bytes(x[:length]) == data
+    assert run(pointer(x)) == expected
+    got = length if more > 0 else items * size
+    assert expected == (got // size, got, more > 0, False)
+    assert bytes(x[:got]) == data[:got]
 
 
 @pytest.mark.parametrize("name", ["fwrite", "fwrite_unlocked"])
@@ -700,6 +706,47 @@ def test_waitall_and_peek(arena: Bytes) -> None:
             b.close()
 
 
+def test_peek_gives_one_chunk(arena: Bytes) -> None:
+    """More is waiting than a chunk holds: peeking again would give the same bytes a second time."""
+    check.set_share(FOLIO)
+    a, b = socket.socketpair()
+    a.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    data = pattern(400_000)
+    sent = a.send(data, socket.MSG_DONTWAIT)
+    assert sent > 3 * FOLIO
+    y = arena[: 8 * FOLIO]
+    for flags in (socket.MSG_PEEK, socket.MSG_PEEK | socket.MSG_WAITALL):
+        y[:] = 0
+        gone(y)
+        k = b.recv_into(y.data, 0, flags)
+        assert FOLIO <= k < sent
+        assert bytes(y[:k]) == data[:k]
+        assert not y[k:].any()
+
+
+def test_control_messages_end_a_long_receive(arena: Bytes) -> None:
+    """The next chunk would overwrite them, so what came with the first one is returned with it."""
+    check.set_share(FOLIO)
+    a, b = socket.socketpair()
+    b.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # the sender's identity with each message
+    data = pattern(500_000)
+    worker = threading.Thread(target=a.sendall, args=(data,))
+    worker.start()
+    y = arena[: len(data)]
+    got = calls = 0
+    while got < len(data):
+        gone(arena[: len(data)])
+        k, ancillary, flags, _ = b.recvmsg_into([y[got:].data], socket.CMSG_SPACE(12), socket.MSG_WAITALL)
+        assert 0 < k <= 2 * FOLIO
+        assert struct.unpack("iii", ancillary[0][2])[0] == os.getpid()
+        assert not flags & socket.MSG_CTRUNC
+        got += k
+        calls += 1
+    worker.join()
+    assert calls >= 4
+    assert bytes(y) == data
+
+
 def test_descriptors_travel_once(arena: Bytes) -> None:
     """A long sendmsg in chunks: the descriptor goes with the first one, and only with it."""
     check.set_share(FOLIO)
@@ -790,7 +837,11 @@ def test_several_messages_at_once(arena: Bytes) -> None:
     check.evict()
     assert libc.sendmmsg(a.fileno(), messages, 2, 0) == 2
     put(swapped, raw)
+    b.settimeout(None)
+    b.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("qq", 3, 0))
+    start = time.monotonic()
     assert libc.recvmmsg(b.fileno(), pointer(swapped), 4, 0x10000, None) == 2  # MSG_WAITFORONE
+    assert time.monotonic() - start < 2, "it waited for a third"
     bad = (ctypes.c_long * 2)(0, 2_000_000_000)
     assert c_errno(libc.recvmmsg(b.fileno(), pointer(swapped), 4, 0, bad)) == errno.EINVAL
 
@@ -1224,6 +1275,11 @@ int is_default(void) {
     sigaction(SIGBUS, NULL, &now);
     return now.sa_handler == SIG_DFL;
 }
+int tells_before(void) {
+    signal(SIGBUS, SIG_IGN);
+    return signal(SIGBUS, one) == SIG_IGN && sysv_signal(SIGBUS, SIG_DFL) == one
+        && signal(SIGBUS, one) == SIG_DFL;
+}
 int bad(void) { return signal(SIGBUS, SIG_ERR) == SIG_ERR; }
 int try(volatile char *p, int *usr1, int *bus) {
     int before = calls;
@@ -1279,10 +1335,13 @@ def test_a_c_handler_is_called_as_the_kernel_would(tmp_path: Path) -> None:
         assert attempt()[0] == 11
         assert lib.is_default()
         assert lib.bad()
+        assert lib.tells_before() and not lib.is_default()
+        lib.set(0, 0, 0)
         assert lib.others_mask_has_bus(None) == 1
         check.evict()
         assert lib.others_mask_has_bus(ctypes.c_void_p(address + 65536 - 20)) == 1
-        print("fine")
+        signal.signal(signal.SIGBUS, signal.SIG_DFL)
+        print("fine", flush=True)
         attempt()
     """)
     assert done.stdout.split() == ["fine"], done.stderr
@@ -1341,6 +1400,35 @@ def test_faults_of_many_threads_while_handlers_change() -> None:
             check.evict()
         stop.append(1)
         for t in threads: t.join()
+        print("fine")
+    """)
+    assert done.stdout.split() == ["fine"], done.stderr
+
+
+def test_fork_while_another_thread_changes_the_handler(tmp_path: Path) -> None:
+    """A child may inherit our lock from a thread that it does not have."""
+    code = """
+        #include <pthread.h>
+        #include <signal.h>
+        static volatile int stop;
+        static void *run(void *p) { while (!stop) signal(SIGBUS, SIG_IGN); return p; }
+        void begin(void) { static pthread_t t; pthread_create(&t, NULL, run, NULL); }
+        void end(void) { stop = 1; }
+    """
+    build(tmp_path / "changes.so", code, "-pthread")
+    done = sigbus(f"""
+        start()
+        lib = ctypes.CDLL("{tmp_path}/changes.so")
+        lib.begin()
+        for i in range(150):
+            pid = os.fork()
+            if pid == 0:
+                signal.alarm(3)
+                signal.signal(signal.SIGBUS, signal.SIG_DFL)
+                os._exit(0)
+            status = os.waitpid(pid, 0)[1]
+            assert status == 0, (i, status)
+        lib.end()
         print("fine")
     """)
     assert done.stdout.split() == ["fine"], done.stderr

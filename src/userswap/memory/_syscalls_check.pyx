@@ -190,6 +190,7 @@ def start(bytes_: int) -> int:
     global arena, store, arena_bytes, uffd
     cdef uffdio_api api
     cdef uffdio_register register
+    cdef int error
     cdef size_t length = bytes_
     if arena != NULL:
         if length != arena_bytes:
@@ -217,7 +218,10 @@ def start(bytes_: int) -> int:
         raise OSError(errno, "cannot register the arena")
     arena_bytes = length
     arena = <char*>register.range.start
-    error = syscalls_install(&check_ops) or sigbus_install(on_sigbus)
+    with nogil:
+        error = syscalls_install(&check_ops)
+        if error == 0:
+            error = sigbus_install(on_sigbus)
     if error:
         raise OSError(-error, "cannot install the wrappers")
     return <uint64_t>arena

@@ -36,7 +36,8 @@ cdef struct PinOps:
     void (*unpin)(void* start, size_t length) noexcept nogil
 
 # Patches everything loaded now, and what is loaded from now on. Idempotent (a second call may bring
-# other ops). `ops` must stay valid for ever: patched tables are never put back. 0 or -errno.
+# other ops). `ops` must stay valid for ever: patched tables are never put back. Call without the GIL:
+# it waits for loads that are going on in other threads. 0 or -errno.
 cdef int syscalls_install(const PinOps* ops) noexcept nogil
 # For `userswap doctor`: loaded objects that call through our wrappers, their slots that do, and slots
 # that the system did not let us change (a sealed library). All 0 before install.

@@ -12,7 +12,8 @@ Limits, which docs/architecture.md repeats:
 
 - Calls that are not made through an import table are not seen: raw ``syscall()``, io_uring, Go, libraries
   in another namespace (``dlmopen``), and what libc itself does on a buffer it was given by other means
-  (``fputs`` of a huge string, ``ioctl``). They get EFAULT while the buffer is swapped.
+  (``fputs`` of a huge string, ``ioctl``), and a function whose address somebody took with ``dlsym`` before we
+  were installed. They get EFAULT while the buffer is swapped.
 - A chunked transfer is not one system call: other writers of the same file, or readers of it, may come
   between chunks, and a signal that interrupts it between chunks leaves a partial count, as it also may
   without us. SO_RCVTIMEO holds for each chunk.
