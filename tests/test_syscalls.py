@@ -373,9 +373,7 @@ class Stream:
 @pytest.mark.parametrize("name", ["fread", "fread_unlocked", "__fread_chk", "__fread_unlocked_chk"])
 @pytest.mark.parametrize("shape", [(700_003, 8), (700_000, 8), (30, 7), (65536, 65536), (0, 3)])
 @pytest.mark.parametrize("more", [5, 0, -1])
-def test_fread_counts_items(
-    arena: Bytes, tmp_path: Path, name: str, shape: tuple[int, int], more: int
-) -> None:
+def test_fread_counts_items(arena: Bytes, tmp_path: Path, name: str, shape: tuple[int, int], more: int) -> None:
     check.set_share(FOLIO)
     length, size = shape
     data = pattern(length)
