@@ -10,7 +10,7 @@ DEBUG_SITE := build/debug-site
 SOURCES := $(shell find src -name '*.py' -o -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]') meson.build meson.options src/userswap/meson.build pyproject.toml
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help venv demo test lint debug clean
+.PHONY: help venv demo bench test lint debug clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
@@ -34,6 +34,9 @@ venv: $(BIN)/.built  ## build .venv/ with userswap and the tools in it
 
 demo: $(BIN)/.built  ## the main job on real data, in less memory than it needs
 	@$(BIN)/python examples/demo.py
+
+bench: $(BIN)/.built  ## how fast it is on this machine
+	@$(BIN)/userswap bench scan
 
 test: $(BIN)/.built  ## run the tests
 	@$(BIN)/python -m pytest -q

@@ -219,9 +219,7 @@ def families_by_prefixes(sources: Sources, bar: Bar) -> list[list[int]]:
     order = sorted(range(len(whole)), key=lambda i: len(items[i]))
     for done, i in enumerate(order):
         length = len(items[i])
-        rarest = sorted(items[i], key=lambda item: (frequency[item], item))[
-            : length - -(-4 * length // 5) + 1
-        ]
+        rarest = sorted(items[i], key=lambda item: (frequency[item], item))[: length - -(-4 * length // 5) + 1]
         candidates = {j for item in rarest for j in posted[item] if 5 * len(items[j]) >= 4 * length}
         for j in candidates:
             both = (whole[i] & whole[j]).bit_count()
@@ -286,9 +284,7 @@ def check_stats(stats: dict[str, Any], swapped: Run, array_bytes: int) -> None:
     if peak > SLACK * budget:
         raise DemoError(f"The budget did not hold: {size(peak)} were used, {size(budget)} were given.")
     if array_bytes > budget and not stats["swap_ins"]:
-        raise DemoError(
-            f"Nothing was swapped, though {size(array_bytes)} of arrays had {size(budget)} of memory."
-        )
+        raise DemoError(f"Nothing was swapped, though {size(array_bytes)} of arrays had {size(budget)} of memory.")
     if array_bytes > budget + 2 * ROOM and swapped.max_rss >= array_bytes:
         raise DemoError(f"Nothing was saved: the process held {size(swapped.max_rss)} of memory.")
 
@@ -314,9 +310,7 @@ def demo(ram: str, wanted: int, folder: Path) -> None:
         raise DemoError("No Python sources are installed here, so there is nothing to compare.", EXIT_CANNOT)
     print(f"   {count:,} functions from {files:,} files, {source_bytes / 1e6:.1f} MB of source text")
     if count < wanted:
-        print(
-            f"   (there are no more: {wanted:,} were wanted, so the matrices are smaller than they could be)"
-        )
+        print(f"   (there are no more: {wanted:,} were wanted, so the matrices are smaller than they could be)")
 
     print("\n2. The program in as much memory as it likes", flush=True)
     needed = 8 * count * count + ROOM
@@ -356,11 +350,7 @@ def demo(ram: str, wanted: int, folder: Path) -> None:
     tell(sources, result)
     show_stages(plain, swapped)
 
-    against = (
-        f"{plain.seconds:.1f} s plain"
-        if plain
-        else "no plain run, for which this machine has too little memory"
-    )
+    against = f"{plain.seconds:.1f} s plain" if plain else "no plain run, for which this machine has too little memory"
     print(
         f"\nCompared all {count * (count - 1) // 2:,} pairs of {count:,} Python functions "
         f"with {size(stats['peak_bytes'])} of memory for arrays (budget {size(stats['budget_bytes'])}; "

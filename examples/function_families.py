@@ -29,9 +29,7 @@ Ints = NDArray[np.int32]
 Floats = NDArray[np.float64]
 
 BLOCK_ROWS = 512  # rows of a matrix that are multiplied at a time
-CACHED_ROWS = (
-    4  # rows that are looked at at a time, so that what is derived from them stays in the processor's cache
-)
+CACHED_ROWS = 4  # rows that are looked at at a time, so that what is derived from them stays in the processor's cache
 FAMILY_LIKENESS = 0.8  # functions at least this alike are linked into one family
 RENAMED_SHAPES, RENAMED_WORDS = 0.9, 0.3  # at least as alike in shapes, at most as alike in words
 HISTOGRAM_STEPS = 50

@@ -72,9 +72,7 @@ def test_command_lines(arguments: list[str], says: str) -> None:
     assert says in refused(*arguments)
 
 
-@pytest.mark.parametrize(
-    "size", ["", "12Q", "-1G", "0", "1e9", "lots", "9" * 40, "1.5.5G", "½G", "99999999T"]
-)
+@pytest.mark.parametrize("size", ["", "12Q", "-1G", "0", "1e9", "lots", "9" * 40, "1.5.5G", "½G", "99999999T"])
 @pytest.mark.parametrize("option", ["--ram", "--min-array"])
 def test_sizes(option: str, size: str) -> None:
     sentence = refused("run", f"{option}={size}", *PROGRAM)
@@ -86,9 +84,7 @@ def test_sizes(option: str, size: str) -> None:
 def test_a_budget_too_small_to_run_says_the_least_that_works(ram: str) -> None:
     sentence = refused("run", "--ram", ram, "--swap", "none", *PROGRAM)
     assert "least that works" in sentence
-    least = (
-        sentence.partition("least that works is ")[2].partition(":")[0].partition(". ")[0].replace(" ", "")
-    )
+    least = sentence.partition("least that works is ")[2].partition(":")[0].partition(". ")[0].replace(" ", "")
     assert userswap("run", "--quiet", "--ram", least, "--swap", "none", "-c", "pass").returncode == 0
 
 

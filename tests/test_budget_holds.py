@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from helpers import data, fresh_pool, run_python
 
 MIB = 1 << 20
@@ -67,7 +68,11 @@ def memory_cgroup(limit: int) -> Iterator[Path]:
         pytest.skip("making a memory cgroup needs root")
     if (v1 / "memory.limit_in_bytes").exists():
         group, setting = v1 / f"userswap-test-{os.getpid()}", "memory.limit_in_bytes"
-    elif "memory" in (v2 / "cgroup.subtree_control").read_text().split() if (v2 / "cgroup.subtree_control").exists() else False:
+    elif (
+        "memory" in (v2 / "cgroup.subtree_control").read_text().split()
+        if (v2 / "cgroup.subtree_control").exists()
+        else False
+    ):
         group, setting = v2 / f"userswap-test-{os.getpid()}", "memory.max"
     else:
         pytest.skip("no memory cgroup controller here")

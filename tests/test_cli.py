@@ -203,9 +203,7 @@ def test_double_dash_ends_the_options(place: Path) -> None:
 
 
 def test_output_and_exit_code_pass_through_and_the_summary_comes_last(place: Path) -> None:
-    code = (
-        "import atexit, sys; atexit.register(print, 'last words', file=sys.stderr); print('out'); sys.exit(4)"
-    )
+    code = "import atexit, sys; atexit.register(print, 'last words', file=sys.stderr); print('out'); sys.exit(4)"
     result = userswap("run", *RAM, "-c", code)
     assert (result.returncode, result.stdout) == (4, "out\n")
     first, summary = result.stderr.splitlines()

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from helpers import check_empty, check_pool, data, fresh_pool
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from helpers import check_empty, check_pool, data, fresh_pool
 
 MIB = 1 << 20
 MOST = 48 * MIB
@@ -70,7 +71,11 @@ class Memory(RuleBasedStateMachine):
         assert np.array_equal(array[at : at + length], model[at : at + length])
 
     @precondition(lambda self: self.arrays)
-    @rule(which=st.integers(0, 99), places=st.lists(st.floats(0, 1), min_size=1, max_size=30), value=st.integers(0, 255))
+    @rule(
+        which=st.integers(0, 99),
+        places=st.lists(st.floats(0, 1), min_size=1, max_size=30),
+        value=st.integers(0, 255),
+    )
     def scatter(self, which: int, places: list[float], value: int) -> None:
         array, model = self.pick(which)
         index = np.array([int(p * (len(model) - 1)) for p in places])
@@ -113,7 +118,11 @@ class Memory(RuleBasedStateMachine):
             return
         del self.arrays[at]
         array.resize(size, refcheck=False)  # NumPy's realloc; what is new reads as zeros
-        model = np.resize(model, size) if size <= len(model) else np.concatenate([model, np.zeros(size - len(model), np.uint8)])
+        model = (
+            np.resize(model, size)
+            if size <= len(model)
+            else np.concatenate([model, np.zeros(size - len(model), np.uint8)])
+        )
         self.arrays.append((array, model))
 
     @invariant()

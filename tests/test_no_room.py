@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from helpers import check_pool, data, fresh_pool, run_python
 
 MIB = 1 << 20
@@ -33,7 +34,9 @@ def small_disk(tmp_path: Path, mib: int) -> Iterator[Path]:
         subprocess.run(["umount", "-l", mount], check=True)
 
 
-def test_a_full_disk_loses_nothing_warns_once_and_writeback_resumes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_loses_nothing_warns_once_and_writeback_resumes(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with small_disk(tmp_path, 24) as mount:
         ballast = mount / "ballast"
         ballast.write_bytes(b"x" * (12 * MIB))
@@ -62,7 +65,9 @@ def test_a_full_disk_loses_nothing_warns_once_and_writeback_resumes(tmp_path: Pa
         pool.close()
 
 
-def test_without_a_swap_file_the_budget_is_exceeded_with_one_warning(capfd: pytest.CaptureFixture[str]) -> None:
+def test_without_a_swap_file_the_budget_is_exceeded_with_one_warning(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     pool = fresh_pool("16MiB", swap="none")
     arrays = [pool.array(data("noise", MIB, i)) for i in range(32)]
     mixed = [pool.array(data("walk", MIB, i)) for i in range(8)]

@@ -7,9 +7,9 @@ import threading
 
 import numpy as np
 import pytest
-from helpers import check_empty, data, fresh_pool, run_python
 
 import userswap
+from helpers import check_empty, data, fresh_pool, run_python
 
 MIB = 1 << 20
 
@@ -68,7 +68,7 @@ def test_the_innermost_installation_counts() -> None:
 
 def test_every_thread_is_covered_and_any_thread_frees() -> None:
     with userswap.install(ram="64MiB") as installation:
-        made: list[np.ndarray] = []  # type: ignore[type-arg]
+        made: list[np.ndarray] = []
 
         def make() -> None:
             made.append(np.full(2 * MIB, 3, np.uint8))
@@ -91,7 +91,12 @@ def test_every_thread_is_covered_and_any_thread_frees() -> None:
 
 def test_a_pools_arrays_are_ordinary_ones() -> None:
     pool = fresh_pool()
-    for array in (pool.zeros((512, 1024)), pool.empty(MIB, "u1"), pool.full(1 << 18, 2.5), pool.array(np.arange(1 << 18))):
+    for array in (
+        pool.zeros((512, 1024)),
+        pool.empty(MIB, "u1"),
+        pool.full(1 << 18, 2.5),
+        pool.array(np.arange(1 << 18)),
+    ):
         assert type(array) is np.ndarray
         assert array.flags.owndata
         assert array.flags.writeable

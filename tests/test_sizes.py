@@ -46,9 +46,7 @@ def test_sizes_people_write(text: str | int, size: int) -> None:
     ],
 )  # fmt: skip
 def test_junk_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(
-        BadSize, match=r"^--ram.* write for example 512M, 2GiB or 65536 \(bytes\)\.$"
-    ) as caught:
+    with pytest.raises(BadSize, match=r"^--ram.* write for example 512M, 2GiB or 65536 \(bytes\)\.$") as caught:
         parse_size(text, "--ram")
     assert isinstance(caught.value, UserswapError)
     assert len(str(caught.value)) < 200
@@ -66,9 +64,7 @@ def test_less_than_a_byte(text: str | int) -> None:
         parse_size(text)
 
 
-@pytest.mark.parametrize(
-    "text", ["8E", "9" * 30, "9999999P", 2**63, pytest.param(10**5000, id="thousands of digits")]
-)
+@pytest.mark.parametrize("text", ["8E", "9" * 30, "9999999P", 2**63, pytest.param(10**5000, id="thousands of digits")])
 def test_overflow(text: str | int) -> None:
     with pytest.raises(BadSize, match="8 EiB"):
         parse_size(text)

@@ -307,13 +307,14 @@ def test_a_cluster_is_used_again_after_its_hole(path: Path) -> None:
     assert blocks(path) == 0
 
 
-def test_punched_blocks_are_not_written_while_others_write(path: Path) -> None:
+@pytest.mark.parametrize(("most", "live", "turns"), [(300, 32, 1200), (512, 2, 4000), (20, 2, 8000)])
+def test_no_hole_is_punched_where_others_write(path: Path, most: int, live: int, turns: int) -> None:
     """Clusters empty and fill again in several threads: a late hole would wipe what another wrote."""
     swap = device(path, 6 * MIB)
     errors: list[int] = []
 
     def work(seed: int) -> None:
-        errors.append(swap.stress(seed, 1500, 300))
+        errors.append(swap.stress(seed, turns, most, live))
 
     workers = [threading.Thread(target=work, args=(seed,)) for seed in range(1, 5)]
     for worker in workers:

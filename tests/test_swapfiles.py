@@ -209,9 +209,7 @@ def test_default_is_tmpdir_then_var_tmp(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_no_default_place_names_each_and_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("userswap.swapfiles.default_places", lambda: [tmp_path / "a", tmp_path / "b"])
-    with pytest.raises(
-        SwapPathError, match=r"no place.*/a does not exist; .*/b does not exist.*--swap none\.$"
-    ):
+    with pytest.raises(SwapPathError, match=r"no place.*/a does not exist; .*/b does not exist.*--swap none\.$"):
         open_swap(None)
 
 
@@ -246,9 +244,7 @@ def test_two_programs_share_a_directory_and_a_name(tmp_path: Path) -> None:
 
 
 @needs_root
-def test_tmpfs_is_refused_as_directory_as_file_and_as_default(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tmpfs_is_refused_as_directory_as_file_and_as_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with mounted(tmp_path / "ram", "-t", "tmpfs", "tmpfs") as ram:
         assert file_system(ram) == (0x01021994, "tmpfs")
         for text in (str(ram), f"{ram}/swap", f"{ram}:8M"):
@@ -297,9 +293,7 @@ def test_a_read_only_file_system_is_refused(tmp_path: Path) -> None:
 
 def as_nobody(code: str) -> str:
     """Run code after becoming an ordinary user (if we are root) and return what it prints."""
-    before = (
-        "import os; from userswap.swapfiles import open_swap\nfrom userswap.errors import SwapPathError\n"
-    )
+    before = "import os; from userswap.swapfiles import open_swap\nfrom userswap.errors import SwapPathError\n"
     drop = "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n" if os.geteuid() == 0 else ""
     result = subprocess.run(
         [sys.executable, "-c", before + drop + code], capture_output=True, text=True, check=True, timeout=60
@@ -317,9 +311,7 @@ def open_tmp_path() -> Iterator[Path]:
 
 def test_an_ordinary_user(open_tmp_path: Path) -> None:
     def tried(path: str) -> str:
-        return as_nobody(
-            f"try: print(open_swap({path!r}).direct)\nexcept SwapPathError as error: print(error)"
-        )
+        return as_nobody(f"try: print(open_swap({path!r}).direct)\nexcept SwapPathError as error: print(error)")
 
     assert tried(str(open_tmp_path)).strip() in ("True", "False")
     assert "this user" in tried("/etc")

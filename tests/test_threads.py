@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from helpers import check_empty, check_pool, fresh_pool
 
 WORDS = 512  # int64 in a page
@@ -14,7 +16,7 @@ PIECE = 16 * WORDS  # a folio's worth: NumPy lets go of the GIL for these
 
 
 def stamp(page: int, version: int) -> npt.NDArray[np.int64]:
-    """A page's content: its number in the high half of every word, its version below, a pattern that compresses some."""
+    """A page's content: its number in the high half of every word, its version below, a pattern after that."""
     pattern = (np.arange(WORDS, dtype=np.int64) * (version | 1)) & 0x3FF
     result: npt.NDArray[np.int64] = (np.int64(page) << 32) | (np.int64(version & 0x3FFFFF) << 10) | pattern
     return result
@@ -23,7 +25,7 @@ def stamp(page: int, version: int) -> npt.NDArray[np.int64]:
 def test_threads_on_the_same_and_on_different_folios_never_see_a_wrong_byte() -> None:
     threads, pages, seconds = 4, 8192, 6.0  # 32 MiB in a budget of 16
     pool = fresh_pool()
-    memory = pool.zeros((pages, WORDS), np.int64)
+    memory: Any = pool.zeros((pages, WORDS), np.int64)
     versions = np.zeros(pages, np.int64)
     for page in range(pages):
         memory[page] = stamp(page, 0)
@@ -79,7 +81,7 @@ def test_threads_on_the_same_and_on_different_folios_never_see_a_wrong_byte() ->
     assert stats.swap_ins > 1000
     assert stats.writebacks > 0
     assert stats.peak_bytes <= stats.budget_bytes * 1.02
-    del memory
+    memory = None  # the last reference: `work` looks it up here
     check_empty(pool)
 
 

@@ -70,7 +70,7 @@ Sizes = Callable[[random.Random], int]
 
 def filled(sizes: Sizes, volume: int, r: random.Random) -> tuple[ZswapPool, list[int]]:
     pool = ZswapPool(1 << 32, 60000)
-    owners = []
+    owners: list[int] = []
     while pool.stored < volume:
         owners.append(len(owners) + 1)
         pool.fill(owners[-1], sizes(r))
@@ -159,7 +159,8 @@ def test_freeing_most_objects_at_random_leaves_little_waste(sizes: Sizes, volume
     assert given_back == before - pool.bytes
     books(pool)
     # A size class costs some 8 KiB, however little it holds: 1 MiB for 124 classes of tiny objects.
-    assert waste(pool) <= {sizes_tiny: 0.15, sizes_mixed: 0.10}.get(sizes, 0.06)
+    limits: dict[Sizes, float] = {sizes_tiny: 0.15, sizes_mixed: 0.10}
+    assert waste(pool) <= limits.get(sizes, 0.06)
     assert pool.intact() == len(kept)
 
 
@@ -369,9 +370,7 @@ def test_young_and_old_survive_a_move() -> None:
 # ---- threads ----
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "owners"), [(64, 2000, 4000), (8 << 10, 40 << 10, 1500), (16, LARGEST, 700)]
-)
+@pytest.mark.parametrize(("low", "high", "owners"), [(64, 2000, 4000), (8 << 10, 40 << 10, 1500), (16, LARGEST, 700)])
 @pytest.mark.parametrize("threads", [2, 4])
 def test_threads_together(low: int, high: int, owners: int, threads: int) -> None:
     pool = ZswapPool(1 << 32, owners)

@@ -13,6 +13,7 @@ class Core:
         fd: int,
         file_limit: int,
         file_name: str,
+        directory: str,
         hard: bool,
     ) -> None: ...
     def close(self) -> None: ...

@@ -7,7 +7,7 @@ import os
 from libc.stdint cimport int64_t, uint64_t
 
 from userswap.backends.codec cimport FOLIO_BYTES, codec_metadata
-from userswap.backends.swapfile cimport SLOT_BYTES, SwapFile, swapfile_delete, swapfile_new, swapfile_used
+from userswap.backends.swapfile cimport SwapFile, swapfile_delete, swapfile_new
 from userswap.memory.faults cimport (
     faults_install, memory_check, memory_compact, memory_evict, memory_pool_close, memory_writeback, pool_bind,
 )
@@ -15,7 +15,8 @@ from userswap.memory.regions cimport BUCKETS, MemoryPool, arena_open, pool_get, 
 from userswap.native.us cimport us_debug, us_read
 from userswap.reclaim.reclaim cimport reclaim_used
 from userswap.swap.space cimport (
-    SwapSpace, space_delete, space_metadata, space_new, space_pool_bytes, space_stored_bytes,
+    SwapSpace, space_delete, space_metadata, space_new, space_pool_bytes, space_slot_bytes,
+    space_stored_bytes,
 )
 
 FOLIO = FOLIO_BYTES
@@ -52,8 +53,8 @@ cdef class Core:
     """A pool: its budget, its swap space, its regions. Lives on behind its regions after `close`."""
 
     def __cinit__(self, *, limit: int, design: str, address_space: int, fd: int, file_limit: int, file_name: str,
-                  hard: bool):
-        """`limit`: bytes. `fd`: an open swap file (owned from now on), or -1."""
+                  directory: str, hard: bool):
+        """`limit`: bytes. `fd`: an open swap file (owned from now on) or -1. `directory`: for children's own."""
         cdef SwapFile* device = NULL
         cdef SwapSpace* space
         cdef int64_t bounce = min(1 << 20, max(128 << 10, limit // 64)) // 4096 * 4096
@@ -64,7 +65,8 @@ cdef class Core:
             if device == NULL:
                 os.close(fd)
                 raise MemoryError("no memory for the swap file's slot map")
-        space = space_new(chosen, address_space, device, bounce)
+        place = directory.encode(errors="surrogateescape")
+        space = space_new(chosen, address_space, device, bounce, file_limit, place)
         if space == NULL:
             if device != NULL:
                 swapfile_delete(device, True)
@@ -119,7 +121,7 @@ cdef class Core:
             "peak_virtual_bytes": us_read(&p.peak_virtual),
             "swapped_bytes": us_read(&p.swapped_bytes),
             "stored_bytes": space_stored_bytes(p.swap),
-            "slot_bytes": swapfile_used(p.swap.device) * SLOT_BYTES if p.swap.device != NULL else 0,
+            "slot_bytes": space_slot_bytes(p.swap),
             "swap_ids": p.swap.map.ops.ids(p.swap.map),
             "regions": us_read(&p.region_count),
             "faults": us_read(&p.faults),
@@ -164,7 +166,7 @@ cdef class Core:
         return done
 
     def check(self) -> dict[str, int]:
-        """Folios by state, with the whole process held still; ``wrong``: words and counts that contradict each other."""
+        """Folios by state, with the whole process held still; ``wrong``: words and counts that don't agree."""
         cdef MemoryPool* p = self.alive()
         cdef int64_t[4] states = [0, 0, 0, 0]
         cdef int64_t wrong

@@ -166,11 +166,7 @@ def inside(top: Path, mounted_from: str, cgroup: str) -> Path:
 
 def limit_v2(directory: Path) -> tuple[str, int, int] | None:
     """Return (file that limits, bytes allowed, bytes used) of a version 2 cgroup, None without a limit."""
-    limits = [
-        (size, file)
-        for file in ("memory.max", "memory.high")
-        if (size := number(directory / file)) is not None
-    ]
+    limits = [(size, file) for file in ("memory.max", "memory.high") if (size := number(directory / file)) is not None]
     if not limits:
         return None
     size, file = min(limits)

@@ -135,6 +135,12 @@ def start() -> None:
             raise UnsupportedError(_why_not(error)) from None
 
 
+def _directory(name: str) -> str:
+    """Where a forked child may make a swap file of its own: beside its parent's."""
+    path = Path(name).absolute()
+    return str(path if path.is_dir() else path.parent)
+
+
 def _why_not(error: OSError) -> str:
     reason = os.strerror(error.errno or 0)
     if error.errno == errno.ENOSYS:
@@ -210,6 +216,7 @@ class Pool:
             fd=file.fd if file else -1,
             file_limit=file.limit if file else 0,
             file_name=file.name if file else "",
+            directory=_directory(file.name) if file else "",
             hard=hard,
         )
         self._handler = numpy_hook.new_handler(self._core)

@@ -84,9 +84,7 @@ def parse_swap(text: str | os.PathLike[str] | None) -> SwapSpec | None:
         try:
             limit = parse_size(size, f"the size in --swap {spec}")
         except BadSize as error:
-            raise BadSize(
-                f"{error} If the colon belongs to the path, put a size behind it: {spec}:8G."
-            ) from None
+            raise BadSize(f"{error} If the colon belongs to the path, put a size behind it: {spec}:8G.") from None
         if limit < LEAST_SWAP:
             raise BadSize(
                 f"The size in --swap {spec} is {format_size(limit)}, but a swap file needs at least "
@@ -302,19 +300,14 @@ def try_out(path: Path, fd: int) -> bool:
     free = (room.f_bfree if os.geteuid() == 0 else room.f_bavail) * room.f_frsize
     if room.f_blocks and free < LEAST_SWAP:
         raise SwapPathError(
-            f"The file system of {path} is full ({format_size(free)} free): free some space there, or "
-            f"{OTHER_PLACE}."
+            f"The file system of {path} is full ({format_size(free)} free): free some space there, or {OTHER_PLACE}."
         )
     flags = fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_NONBLOCK
     for direct in (True, False):
         try:
             fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT if direct else flags)
             with page(b"userswap") as buffer, page(b"") as copy:
-                if (
-                    os.pwritev(fd, [buffer], 0) != PAGE
-                    or os.preadv(fd, [copy], 0) != PAGE
-                    or copy[:] != buffer[:]
-                ):
+                if os.pwritev(fd, [buffer], 0) != PAGE or os.preadv(fd, [copy], 0) != PAGE or copy[:] != buffer[:]:
                     raise OSError(errno.EIO, os.strerror(errno.EIO))
             return direct
         except OSError as error:

@@ -4,7 +4,7 @@ The library is loaded straight from the ``blosc2`` wheel (its Python package is 
 folio is best compressed with depends on an item size that nobody told us, so a few *recipes* are
 tried on a sample and the winner is kept by the caller. Touches nothing but its arguments.
 """
-from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint32_t
 from libc.stdio cimport snprintf
 from libc.string cimport memset
 
@@ -305,7 +305,7 @@ def version() -> str:
 
 
 def compress(data: bytes, recipe: int = -1) -> tuple[str, bytes | None]:
-    """Compress one folio or less; -1 tries every recipe. The recipe's name and the packed bytes, or None if it isn't worth it."""
+    """Compress one folio or less; -1 tries every recipe. The recipe's name, and the packed bytes or None."""
     cdef Worker* worker = codec_take()
     cdef const char* source = data
     cdef int chosen = recipe if 0 <= recipe < RECIPES else codec_choose(worker, source, <int>len(data))
@@ -335,13 +335,13 @@ def speed(data: bytes, recipe: int, rounds: int) -> tuple[int, float, float]:
     """Packed length of one folio, and GB/s of compressing and decompressing it `rounds` times."""
     cdef Worker* worker = codec_take()
     cdef const char* source = data
-    cdef int n = <int>len(data), length = 0, i, turns = rounds, kind = recipe
+    cdef int n = <int>len(data), length = 0, _i, turns = rounds, kind = recipe
     cdef int64_t t0 = us_now(), t1, t2
-    for i in range(turns):
+    for _i in range(turns):
         length = codec_compress(worker, kind, source, n)
     t1 = us_now()
     if length > 0:
-        for i in range(turns):
+        for _i in range(turns):
             codec_decompress(worker, worker.packed, length, worker.folio, n)
     t2 = us_now()
     codec_give(worker)

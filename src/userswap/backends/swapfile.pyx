@@ -486,8 +486,11 @@ cdef class SwapDevice:
         if result:
             raise OSError(-result, os.strerror(-result), self.name)
 
-    def stress(self, uint64_t seed, int64_t turns, int most):
-        """A thread's share of random runs of up to `most` slots, each written, read back and freed. Errors found."""
+    def stress(self, uint64_t seed, int64_t turns, int most, int live=32):
+        """A thread's share of random runs of up to `most` slots, each written, read back and freed.
+
+        Up to `live` (1 to 32) of them exist at a time. Returns the errors found.
+        """
         cdef int64_t errors = 0, turn
         cdef int64_t slots[32]
         cdef int sizes[32]
@@ -495,8 +498,8 @@ cdef class SwapDevice:
         cdef uint64_t random = seed * 0x9E3779B97F4A7C15u + 1
         cdef uint64_t* words
         cdef void* buffer
-        if not 1 <= most <= CLUSTER_SLOTS:
-            raise ValueError("a run has 1 to 512 slots")
+        if not 1 <= most <= CLUSTER_SLOTS or not 1 <= live <= 32:
+            raise ValueError("a run has 1 to 512 slots, and 1 to 32 of them exist at a time")
         buffer = mmap(NULL, CLUSTER_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
         if buffer == MAP_FAILED:
             raise MemoryError()
@@ -508,7 +511,7 @@ cdef class SwapDevice:
                 random ^= random << 13
                 random ^= random >> 7
                 random ^= random << 17
-                i = <int>(random >> 20) & 31 if turn < turns else <int>(turn - turns)
+                i = <int>((random >> 20) % <uint64_t>live) if turn < turns else <int>(turn - turns)
                 if sizes[i]:
                     errors += swapfile_read(self.f, slots[i], sizes[i], buffer) != 0
                     for j in range(sizes[i]):

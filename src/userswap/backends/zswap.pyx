@@ -23,8 +23,8 @@ from posix.mman cimport (
 )
 
 from userswap.native.us cimport (
-    us_and, us_assert, us_cas, us_chaos, us_load, us_lock, us_mutex, us_now, us_or, us_read, us_trylock, us_unlock,
-    us_word_release, us_word_wait, us_write,
+    us_add, us_and, us_assert, us_cas, us_chaos, us_load, us_lock, us_mutex, us_now, us_or, us_read, us_trylock,
+    us_unlock, us_word_release, us_word_wait, us_write,
 )
 from userswap.swap.entry cimport ENTRY_FLAGS, ENTRY_LOCKED, ENTRY_WAITERS, ZSWAP, entry_make, entry_payload, entry_type
 
@@ -841,6 +841,7 @@ cdef int zswap_coldest(Zswap* z, int n, int64_t bytes, uint64_t* handles, uint64
 cdef struct Owners:
     uint64_t* entries
     uint64_t n
+    int64_t nobodys             # how often the pool asked for owner 0, which it must not
 
 cdef uint64_t entry_lock(uint64_t* entry) noexcept nogil:
     cdef uint64_t word
@@ -854,6 +855,8 @@ cdef uint64_t entry_lock(uint64_t* entry) noexcept nogil:
 cdef bint owner_locked(void* ctx, uint64_t owner, uint64_t handle) noexcept nogil:
     cdef uint64_t* entry = &(<Owners*>ctx).entries[owner]
     cdef uint64_t word = us_load(entry)
+    if not owner:
+        us_add(&(<Owners*>ctx).nobodys, 1)
     return word == entry_make(ZSWAP, handle) and us_cas(entry, word, word | ENTRY_LOCKED)
 
 cdef void owner_moved(void* ctx, uint64_t owner, uint64_t fresh) noexcept nogil:
@@ -1143,7 +1146,10 @@ cdef class ZswapPool:
         return spent / turns
 
     def check(self):
-        """Walk everything and raise AssertionError where the books are wrong. Nobody may use the pool meanwhile."""
+        """Walk everything and raise AssertionError where the books are wrong.
+
+        Nobody may use the pool meanwhile.
+        """
         cdef Zswap* z = self.z
         cdef Segment* seg
         cdef SizeClass* k
@@ -1151,6 +1157,7 @@ cdef class ZswapPool:
         cdef uint32_t s, i, page, used, loose, populated, first, last, length, visited = 0
         cdef int64_t pages = 0, stored = 0, objects = 0
         cdef bint want
+        assert not us_read(&self.table.nobodys), "an object without an owner was asked for"
         segments = {}
         per_class = {}
         s = z.hand

@@ -174,9 +174,7 @@ def userfaultfd() -> list[Check]:
     try:
         register()
     except OSError as error:
-        return [
-            Check(name, "problem", f"a range can't be registered: {error.strerror}", mend_userfaultfd(error))
-        ]
+        return [Check(name, "problem", f"a range can't be registered: {error.strerror}", mend_userfaultfd(error))]
     who = "root" if os.geteuid() == 0 else "this user, without privilege"
     absent = [feature for feature, bit in USEFUL.items() if not features & bit]
     has = ", ".join(feature for feature, bit in (NEEDED | USEFUL).items() if features & bit)
@@ -201,9 +199,7 @@ def uffd() -> Iterator[int]:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall.restype = ctypes.c_long
-    fd = libc.syscall(
-        ctypes.c_long(number), ctypes.c_long(os.O_CLOEXEC | os.O_NONBLOCK | UFFD_USER_MODE_ONLY)
-    )
+    fd = libc.syscall(ctypes.c_long(number), ctypes.c_long(os.O_CLOEXEC | os.O_NONBLOCK | UFFD_USER_MODE_ONLY))
     if fd < 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
@@ -401,9 +397,7 @@ def compiled_part() -> Check:
     name = "userswap"
     mend = "mend what is reported above; if nothing is, install userswap again, else report this as a bug"
     try:
-        result = subprocess.run(
-            [sys.executable, "-c", TRIAL], capture_output=True, text=True, timeout=60, check=False
-        )
+        result = subprocess.run([sys.executable, "-c", TRIAL], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return Check(name, "problem", str(error), mend)
     if result.returncode < 0:

@@ -15,6 +15,7 @@ __all__ = ["Parser", "main"]
 
 COMMANDS = {
     "run": "run a Python program in less memory than its arrays need",
+    "bench": "measure it here: userswap bench scan",
     "doctor": "say what this machine can do, what it can't, and how to mend it",
 }
 HELP = """\
@@ -58,8 +59,7 @@ def prepare(arguments: list[str]) -> Callable[[], int]:
     """
     if not arguments:
         raise UsageError(
-            "Say what to do, for example userswap run --ram 512M script.py, or userswap doctor: "
-            "see userswap --help."
+            "Say what to do, for example userswap run --ram 512M script.py, or userswap doctor: see userswap --help."
         )
     if arguments[0] in ("-h", "--help", "help"):
         commands = "\n".join(f"  {name:<8} {text}" for name, text in COMMANDS.items())
@@ -71,6 +71,10 @@ def prepare(arguments: list[str]) -> Callable[[], int]:
         from userswap.cli import run
 
         return run.prepare(rest)
+    if command == "bench":
+        from userswap.cli import bench
+
+        return bench.prepare(rest)
     if command == "doctor":
         from userswap.cli import doctor
 
@@ -79,7 +83,7 @@ def prepare(arguments: list[str]) -> Callable[[], int]:
         raise UsageError(f"There is no option {command}: see userswap --help.")
     if command.endswith(".py"):
         raise UsageError(f"There is no command {command!r}: to run a program, write userswap run {command}.")
-    raise UsageError(f"There is no command {command!r}, only {' and '.join(COMMANDS)}: see userswap --help.")
+    raise UsageError(f"There is no command {command!r}, only {', '.join(COMMANDS)}: see userswap --help.")
 
 
 def printing(text: str) -> Callable[[], int]:

@@ -139,9 +139,7 @@ def find(rest: list[str]) -> Program:
     try:
         if path.is_dir():
             if not any((path / f"__main__.{ending}").is_file() for ending in ("py", "pyc")):
-                raise UsageError(
-                    f"{first} is a directory without a __main__.py: name the script in it to run."
-                )
+                raise UsageError(f"{first} is a directory without a __main__.py: name the script in it to run.")
             return Program("directory", first, arguments)
         with io.open_code(os.path.abspath(first)) as file:  # noqa: PTH100 - open_code wants it so
             source = file.read()
@@ -316,9 +314,7 @@ def hide_frames(error: BaseException) -> None:
         trace = trace.tb_next
     hook = sys.excepthook
 
-    def print_program_error(
-        kind: type[BaseException], value: BaseException, _trace: TracebackType | None
-    ) -> None:
+    def print_program_error(kind: type[BaseException], value: BaseException, _trace: TracebackType | None) -> None:
         sys.excepthook = hook
         if value is error:
             value.__traceback__ = sys.last_traceback = trace
@@ -406,9 +402,7 @@ def described(stats: "Stats", reason: str | None) -> str:
         f" (p50 {format_time(stats.fault_ns_p50)}, p99 {format_time(stats.fault_ns_p99)})\n"
     )
     if stats.slot_bytes or stats.writebacks:
-        text += (
-            f"  {'swap file':<10} {format_size(stats.slot_bytes)} on disk, {stats.writebacks:,} writebacks\n"
-        )
+        text += f"  {'swap file':<10} {format_size(stats.slot_bytes)} on disk, {stats.writebacks:,} writebacks\n"
     else:
         text += f"  {'swap file':<10} not needed: everything fitted compressed in RAM\n"
     return text

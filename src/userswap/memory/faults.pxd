@@ -4,19 +4,19 @@ from libc.stdint cimport int64_t, uint64_t
 
 from userswap.memory.regions cimport MemoryPool, Region
 
-# Handler, wrappers and fork handlers, once a process; the arena must be open. 0 or -errno.
+# Handler, wrappers and fork handlers; the arena must be open. Again: makes sure of the first place. 0 or -errno.
 cdef int faults_install() noexcept nogil
 # Gives the pool's reclaim its evict function; before the pool's first region.
 cdef void pool_bind(MemoryPool* pool) noexcept nogil
 # Memory for the program: page-aligned zeros, or NULL. Called from ordinary code, not from the handler.
 cdef void* memory_new(MemoryPool* pool, uint64_t bytes) noexcept nogil
 cdef void memory_free(void* start) noexcept nogil
-# Pushes out everything that can leave / moves everything from zswap to the device. For tests and tools. Bytes moved, or -errno.
+# For tests and tools: evicts, writes back, gives unused pool memory back. Bytes, or -errno.
 cdef int64_t memory_evict(MemoryPool* pool, int64_t want) noexcept nogil
 cdef int64_t memory_writeback(MemoryPool* pool, int64_t want) noexcept nogil
 cdef int64_t memory_compact(MemoryPool* pool) noexcept nogil
-# Counts the folios in each state (EMPTY, DIRTY, CLEAN, SWAPPED) and checks every swap id that is held; the number of ids
-# whose count is not what the page tables say (of pools whose ids are not shared). Quiesces the process as fork does.
+# Counts the folios in each state (EMPTY, DIRTY, CLEAN, SWAPPED) and checks every swap id that is held; the
+# number of words and counts that do not agree. Holds the process still as fork does.
 cdef int64_t memory_check(MemoryPool* pool, int64_t* states) noexcept nogil
 # Makes a prefix of the range resident and keeps it there (see PinOps in syscalls.pxd).
 cdef int64_t memory_pin(void* start, size_t length, bint writing) noexcept nogil

@@ -11,10 +11,10 @@ Deadlock: a thread that owns a BUSY folio waits only for (1) entry locks, whose 
 (2) workers, whose owners wait for entry locks at most. It never waits for another BUSY word: reclaim skips
 what is busy. `reclaim_charge` runs before a worker is taken, because eviction takes one of its own.
 """
-from libc.errno cimport EFAULT, EIO, ENOMEM, ENXIO, errno
+from libc.errno cimport ENOMEM, ENXIO, errno
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdio cimport snprintf
-from libc.string cimport strerror
+from libc.string cimport strerror, strlen
 
 from userswap.backends.codec cimport FOLIO_BYTES, FOLIO_SHIFT, Worker, codec_give, codec_take
 from userswap.backends.swapfile cimport swapfile_name
@@ -29,13 +29,16 @@ from userswap.memory.regions cimport (
     BUCKETS, PAGE_BYTES, MemoryPool, Region, arena_end, arena_start, folio_bytes, pool_first, pool_put, region_at,
     region_folios, region_new, region_release, region_unlink,
 )
-from userswap.memory.syscalls cimport PinOps, siginfo_t, sigbus_chain, sigbus_install, sigset_t, syscalls_install
+from userswap.memory.syscalls cimport PinOps, siginfo_t, sigbus_chain, sigbus_install, syscalls_install
 from userswap.native.us cimport (
     us_add, us_assert, us_cas, us_chaos, us_load, us_lock, us_now, us_read, us_store, us_unlock, us_word_release,
     us_word_wait,
 )
 from userswap.reclaim.reclaim cimport reclaim_charge, reclaim_uncharge
-from userswap.swap.space cimport CodecHint, swap_compact, swap_in, swap_out, swap_put, swap_writeback
+from userswap.swap.kin cimport kin_after_fork, kin_before_fork
+from userswap.swap.space cimport (
+    space_has_slots, space_inherit, swap_compact, swap_in, swap_out, swap_put, swap_writeback,
+)
 
 cdef extern from *:
     """
@@ -106,7 +109,8 @@ cdef extern from "<sched.h>" nogil:
 
 cdef enum:
     BATCH = 16                  # most folios evicted in one go
-    TRIES = 64                  # victims that may fail to leave (they don't compress, no device) before reclaim gives up
+    LEAST_BATCH = 8             # and fewest, so that neighbours share system calls and TLB flushes
+    TRIES = 64                  # victims that may fail to leave (incompressible, no device) before it gives up
     GATE_CLOSED = 1
     GATE_WAITERS = 2
     GATE_ONE = 4
@@ -115,6 +119,7 @@ cdef enum:
 # child never inherits a BUSY word or a held mutex.
 cdef uint64_t gate = 0
 cdef bint installed = False
+cdef bint forking_slots = False     # the fork under way: a child will have slots of ours to read
 
 
 cdef void gate_enter() noexcept nogil:
@@ -345,7 +350,7 @@ cdef int64_t evict(void* ctx, int64_t want) noexcept nogil:
     cdef int most = <int>((want + FOLIO_BYTES - 1) // FOLIO_BYTES) if want < BATCH * FOLIO_BYTES else BATCH
     cdef Worker* worker = codec_take()
     while freed == 0 and tried < TRIES:
-        count = find_victims(pool, victims, most if most > 0 else 1)
+        count = find_victims(pool, victims, most if most > LEAST_BATCH else LEAST_BATCH)
         if count == 0:
             break
         tried += count
@@ -380,13 +385,12 @@ cdef void explain(Region* region, uint64_t index, int error, bint fatal) noexcep
     cdef char[640] text
     cdef const char* device = b"zswap"
     cdef int n
-    if region.pool.swap.device != NULL:
-        device = swapfile_name(region.pool.swap.device)
+    if region.pool.swap.devices[0] != NULL:
+        device = swapfile_name(region.pool.swap.devices[0])
     if error == -ENXIO:
         n = snprintf(text, sizeof(text),
-                     "userswap: folio %llu of the region at %p is in the swap file %s of the process that forked this "
-                     "one, which a forked process can't read yet. Start workers with 'spawn' or 'forkserver', give the "
-                     "program more --ram, or run it with --swap none. %s\n",
+                     "userswap: folio %llu of the region at %p is in the swap file %s of a process that this one was "
+                     "forked from, and is out of reach. %s\n",
                      <unsigned long long>index, region.base, device, ending)
     else:
         n = snprintf(text, sizeof(text),
@@ -497,7 +501,7 @@ cdef int64_t memory_check(MemoryPool* pool, int64_t* states) noexcept nogil:
     cdef Region* region
     cdef uint64_t i, word
     cdef int64_t wrong = 0
-    before_fork()
+    close_gate()
     region = pool.regions
     while region != NULL:
         for i in range(region_folios(region)):
@@ -510,7 +514,7 @@ cdef int64_t memory_check(MemoryPool* pool, int64_t* states) noexcept nogil:
             if (word_id(word) != 0) != (word_state(word) == CLEAN or word_state(word) == SWAPPED):
                 wrong += 1
         region = region.next
-    after_fork_in_parent()
+    open_gate()
     return wrong
 
 
@@ -594,7 +598,7 @@ cdef void memory_pool_close(MemoryPool* pool) noexcept nogil:
 
 # ---- fork ----
 
-cdef void before_fork() noexcept nogil:
+cdef void close_gate() noexcept nogil:
     cdef uint64_t seen
     us_block_signals()
     while True:
@@ -607,27 +611,49 @@ cdef void before_fork() noexcept nogil:
         sched_yield()
 
 
-cdef void after_fork_in_parent() noexcept nogil:
+cdef void open_gate() noexcept nogil:
     us_word_release(&gate, 0, GATE_WAITERS)
     us_restore_signals()
 
 
+cdef void before_fork() noexcept nogil:
+    global forking_slots
+    cdef MemoryPool* pool
+    close_gate()
+    pool = pool_first()
+    forking_slots = False
+    while pool != NULL:
+        forking_slots = forking_slots or space_has_slots(pool.swap)
+        pool = pool.next
+    if forking_slots:
+        kin_before_fork()
+
+
+cdef void after_fork_in_parent() noexcept nogil:
+    if forking_slots:
+        kin_after_fork(False)
+    open_gate()
+
+
 cdef void after_fork_in_child() noexcept nogil:
     """The child's memory is the parent's at the fork, copied on write by the kernel: page tables, zswap pool and
-    resident folios alike. Missing are the registration and the write protection; and the swap file is not ours."""
+    resident folios alike. Missing are the registration and the write protection; and swap files are the
+    parent's, to be read only."""
     cdef MemoryPool* pool
     cdef Region* region
     cdef uint64_t i, word
     cdef int error
-    cdef const char* text = b"userswap: a forked process could not open its own userfaultfd; it ends before it reads wrong data.\n"
+    cdef const char* text = b"userswap: a forked process can't open its own userfaultfd and ends.\n"
     us_store(&gate, 0)
     error = frames_reopen()
     if error:
-        write(2, text, 99)
+        write(2, text, strlen(text))
         _exit(70)
+    if forking_slots:
+        kin_after_fork(True)
     pool = pool_first()
     while pool != NULL:
-        pool.swap.inherited = True
+        space_inherit(pool.swap)
         region = pool.regions
         while region != NULL:
             for i in range(region_folios(region)):

@@ -4,7 +4,7 @@ The arena is reserved once and registered with userfaultfd as a whole, so that a
 system call beside giving pages back. Extents are handed out in classes four to a doubling and kept for reuse by
 class: address space is plentiful, and a freed extent never has to be cut or merged.
 """
-from libc.errno cimport EAGAIN, ENOMEM, errno
+from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 

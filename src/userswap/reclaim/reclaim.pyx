@@ -16,7 +16,7 @@ from libc.string cimport strerror
 
 from userswap.native.us cimport us_add, us_max, us_now, us_read, us_swap, us_write
 from userswap.swap.space cimport (
-    space_metadata, space_pool_bytes, swap_compact, swap_writeback,
+    space_has_device, space_metadata, space_pool_bytes, swap_compact, swap_writeback,
 )
 
 cdef extern from "<unistd.h>" nogil:
@@ -74,10 +74,10 @@ cdef void over_budget(Reclaim* r, int64_t used) noexcept nogil:
     us_add(&r.failures, 1)
     if us_swap(<uint64_t*>&r.warned, 1) and not r.hard:
         return
-    if r.swap.device == NULL:
+    if not space_has_device(r.swap) and r.swap.inherited == 0:
         snprintf(reason, sizeof(reason), "its data does not compress enough and there is no swap file")
-    elif r.swap.inherited:
-        snprintf(reason, sizeof(reason), "its data does not compress enough and a forked process has no swap file yet")
+    elif not space_has_device(r.swap):
+        snprintf(reason, sizeof(reason), "its data does not compress enough and a forked process has no swap file")
     elif us_read(&r.swap.device_error):
         snprintf(reason, sizeof(reason), "the swap file can't take more (%s)",
                  strerror(<int>us_read(&r.swap.device_error)))

@@ -337,8 +337,6 @@ cdef void radix_drop(RadixTree* tree, Node* leaf) noexcept nogil:
             slab_free(tree.slab, node)
             return
         mark_dense(node, False)
-        if (node.index & RADIX_MASK) < <uint64_t>parent.first_hole:
-            parent.first_hole = node.index & RADIX_MASK
         us_store(&parent.slots[node.index & RADIX_MASK], 0)
         slab_free(tree.slab, node)
         parent.used -= 1

@@ -15,11 +15,28 @@ cdef struct CodecHint:
     int32_t expected            # packed length of 64 KiB that made us keep the recipe; 0: did not compress
     int32_t left                # swap-outs until the next sample
 
+cdef enum:
+    MOST_DEVICES = 16
+
+ctypedef SwapFile* SwapFilePointer
+
+cdef struct Deferred:
+    int64_t slot
+    int64_t slots
+
 cdef struct SwapSpace:
     SwapMap* map
     Zswap* zswap
-    SwapFile* device            # NULL: no swap file
-    bint inherited              # in a forked child: the device belongs to the parent, hands off
+    # Swap files by the number that an entry has. In a forked process the first `inherited` belong to its
+    # ancestors: read, never written or freed. `current` is the one that is ours, -1 when there is none (yet).
+    SwapFilePointer[MOST_DEVICES] devices
+    int inherited
+    int current
+    uint64_t file_limit         # of a file that a forked process makes for itself, bytes
+    char[256] directory         # and where; empty: it may not
+    Deferred* deferred          # slots that were freed while forked children might read them
+    int64_t deferred_count
+    us_mutex deferred_lock      # leaf: guards the two above
     us_mutex writeback_lock     # one writeback at a time: guards `bounce`. Outside entry locks.
     char* bounce                # writeback gathers here; page aligned
     int64_t bounce_bytes
@@ -31,13 +48,15 @@ cdef struct SwapSpace:
     int64_t slot_stored         # packed bytes in slots
     int64_t same_filled
 
-# Takes the device over. NULL: no memory or no such design.
-cdef SwapSpace* space_new(const char* design, uint64_t address_space, SwapFile* device, int64_t bounce_bytes) noexcept nogil
+# Takes the device over (NULL: no swap file). NULL: no memory or no such design.
+cdef SwapSpace* space_new(const char* design, uint64_t address_space, SwapFile* device, int64_t bounce_bytes,
+                          uint64_t file_limit, const char* directory) noexcept nogil
 cdef void space_delete(SwapSpace* s) noexcept nogil
 # Stores n bytes (whole pages): a new id with count 1, or 0 with -errno in `error`. `data` may not change meanwhile.
-cdef uint64_t swap_out(SwapSpace* s, Worker* worker, const void* data, int n, CodecHint* hint, int* error) noexcept nogil
-# Loads the n bytes of an id into `data`: 0 or -errno (-EIO: the device or the copy is damaged; -ENXIO: it is
-# in the swap file of the process that forked this one). The id keeps its copy and its count.
+cdef uint64_t swap_out(SwapSpace* s, Worker* worker, const void* data, int n, CodecHint* hint,
+                       int* error) noexcept nogil
+# Loads the n bytes of an id into `data`: 0 or -errno (-EIO: the device or the copy is damaged; -ENXIO: it was
+# in the swap file of an ancestor that is out of reach). The id keeps its copy and its count.
 cdef int swap_in(SwapSpace* s, Worker* worker, uint64_t id, void* data, int n) noexcept nogil
 cdef int swap_dup(SwapSpace* s, uint64_t id) noexcept nogil
 cdef void swap_put(SwapSpace* s, uint64_t id) noexcept nogil
@@ -45,6 +64,11 @@ cdef void swap_put(SwapSpace* s, uint64_t id) noexcept nogil
 cdef int64_t swap_writeback(SwapSpace* s, int64_t want) noexcept nogil
 # Gives back memory of the zswap pool that holds nothing, beyond `percent` of what it stores.
 cdef int64_t swap_compact(SwapSpace* s, int percent, int64_t effort) noexcept nogil
+# fork. Are there slots in use that a child would have to read; what a child's devices are from now on.
+cdef bint space_has_slots(SwapSpace* s) noexcept nogil
+cdef void space_inherit(SwapSpace* s) noexcept nogil
+cdef bint space_has_device(SwapSpace* s) noexcept nogil          # writeback has somewhere to go, or may have
+cdef int64_t space_slot_bytes(SwapSpace* s) noexcept nogil       # in use in swap files
 cdef int64_t space_pool_bytes(SwapSpace* s) noexcept nogil
 cdef int64_t space_stored_bytes(SwapSpace* s) noexcept nogil      # packed bytes, in zswap and in slots
 cdef int64_t space_metadata(SwapSpace* s) noexcept nogil

@@ -7,28 +7,29 @@ and of the device; inside a leaf mutex an entry is only ever try-locked.
 Freeing order (see map.pxd): storage first, under the entry's lock, then the entry. So whoever finds an
 object in zswap under its mutex knows that the owner's id is alive and may try-lock it.
 """
-from libc.errno cimport EIO, ENODEV, ENOMEM, ENOSPC, ENXIO
+from libc.errno cimport EIO, ENODEV, ENOMEM, ENOSPC, ENXIO, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
+from libc.string cimport memcpy, strcpy, strlen
 
 from userswap.backends.codec cimport (
-    PACKED_BYTES, Worker, codec_choose, codec_compress, codec_decompress, codec_length,
+    PACKED_BYTES, Worker, codec_choose, codec_compress, codec_decompress,
 )
 from userswap.backends.swapfile cimport (
-    SLOT_BYTES, SwapFile, swapfile_alloc, swapfile_delete, swapfile_free, swapfile_metadata, swapfile_read,
-    swapfile_write,
+    SLOT_BYTES, SwapFile, swapfile_alloc, swapfile_delete, swapfile_free, swapfile_metadata, swapfile_new,
+    swapfile_read, swapfile_used, swapfile_write,
 )
 from userswap.backends.zswap cimport (
-    Zswap, zswap_alloc, zswap_bytes, zswap_coldest, zswap_compact, zswap_delete, zswap_free, zswap_memory,
-    zswap_new, zswap_set_owner, zswap_stored,
+    zswap_alloc, zswap_bytes, zswap_coldest, zswap_compact, zswap_delete, zswap_free, zswap_memory,
+    zswap_metadata, zswap_new, zswap_set_owner, zswap_stored,
 )
 from userswap.native.us cimport us_add, us_chaos, us_lock, us_now, us_read, us_unlock, us_write
 from userswap.swap.entry cimport (
     SAME, SLOT, ZSWAP, entry_make, entry_payload, entry_type, same_fits, same_make, same_value, slot_count,
-    slot_make, slot_offset, slot_raw,
+    slot_device, slot_make, slot_offset, slot_raw,
 )
-from userswap.swap.map cimport SwapMap, swap_map_design
+from userswap.swap.kin cimport kin_alive
+from userswap.swap.map cimport swap_map_design
 
 cdef extern from "<sys/mman.h>" nogil:
     enum:
@@ -36,11 +37,29 @@ cdef extern from "<sys/mman.h>" nogil:
         PROT_WRITE
         MAP_PRIVATE
         MAP_ANONYMOUS
+        MAP_NORESERVE
         MADV_DONTDUMP
+        MADV_DONTNEED
     void* MAP_FAILED
     void* mmap(void* address, size_t length, int prot, int flags, int fd, long offset)
     int munmap(void* address, size_t length)
     int madvise(void* address, size_t length, int advice)
+
+cdef extern from "us.h" nogil:
+    """
+    #include <fcntl.h>
+    """
+    enum:
+        O_TMPFILE
+        O_RDWR
+        O_CLOEXEC
+        O_DIRECT
+    int open(const char* path, int flags, ...)
+    int close(int fd)
+
+cdef enum:
+    MOST_DEFERRED = 1 << 24
+    DEFERRED_BYTES = MOST_DEFERRED * 16
 
 cdef enum:
     SAMPLE_EVERY = 1024         # swap-outs between samples of a region that compresses
@@ -50,7 +69,7 @@ cdef enum:
 
 
 cdef SwapSpace* space_new(const char* design, uint64_t address_space, SwapFile* device,
-                          int64_t bounce_bytes) noexcept nogil:
+                          int64_t bounce_bytes, uint64_t file_limit, const char* directory) noexcept nogil:
     cdef SwapSpace* s = <SwapSpace*>calloc(1, sizeof(SwapSpace))
     if s == NULL:
         return NULL
@@ -67,7 +86,13 @@ cdef SwapSpace* space_new(const char* design, uint64_t address_space, SwapFile* 
         return NULL
     if s.bounce != NULL:
         madvise(s.bounce, bounce_bytes, MADV_DONTDUMP)
-    s.device = device
+    if device != NULL:
+        s.devices[0] = device
+        s.file_limit = file_limit
+        if strlen(directory) < sizeof(s.directory):
+            strcpy(s.directory, directory)
+    else:
+        s.current = -1
     return s
 
 
@@ -76,8 +101,12 @@ cdef void space_delete(SwapSpace* s) noexcept nogil:
         s.map.ops.delete(s.map)
     if s.zswap != NULL:
         zswap_delete(s.zswap)
-    if s.device != NULL:
-        swapfile_delete(s.device, not s.inherited)
+    cdef int i
+    for i in range(MOST_DEVICES):
+        if s.devices[i] != NULL:
+            swapfile_delete(s.devices[i], i >= s.inherited and not kin_alive())
+    if s.deferred != NULL:
+        munmap(s.deferred, DEFERRED_BYTES)
     if s.bounce != NULL:
         munmap(s.bounce, s.bounce_bytes)
     free(s)
@@ -128,8 +157,8 @@ cdef uint64_t publish(SwapSpace* s, uint64_t entry, int* error) noexcept nogil:
     return id
 
 
-cdef bint device_usable(SwapSpace* s) noexcept nogil:
-    return s.device != NULL and not s.inherited and (us_read(&s.retry_at) == 0 or us_now() >= us_read(&s.retry_at))
+cdef bint space_has_device(SwapSpace* s) noexcept nogil:
+    return s.current >= 0 or (s.inherited > 0 and s.inherited < MOST_DEVICES and s.directory[0] != 0)
 
 
 cdef void device_failed(SwapSpace* s, int error) noexcept nogil:
@@ -137,28 +166,90 @@ cdef void device_failed(SwapSpace* s, int error) noexcept nogil:
     us_write(&s.retry_at, us_now() + RETRY_NS)
 
 
+cdef void open_own(SwapSpace* s) noexcept nogil:
+    """A forked process gets a nameless swap file of its own, beside its parent's, when it first needs one."""
+    cdef SwapFile* device
+    cdef int kept = errno
+    cdef int fd
+    us_lock(&s.writeback_lock)
+    if s.current < 0:
+        fd = open(s.directory, O_TMPFILE | O_RDWR | O_CLOEXEC | O_DIRECT, 0o600)
+        if fd < 0:
+            fd = open(s.directory, O_TMPFILE | O_RDWR | O_CLOEXEC, 0o600)
+        device = swapfile_new(fd, s.file_limit, s.directory) if fd >= 0 else NULL
+        if device == NULL:
+            device_failed(s, -ENOMEM if fd >= 0 else -errno)
+            if fd >= 0:
+                close(fd)
+        else:
+            s.devices[s.inherited] = device
+            s.current = s.inherited
+    us_unlock(&s.writeback_lock)
+    (&errno)[0] = kept
+
+
+cdef bint device_usable(SwapSpace* s) noexcept nogil:
+    if not space_has_device(s) or (us_read(&s.retry_at) != 0 and us_now() < us_read(&s.retry_at)):
+        return False
+    if s.current < 0:
+        open_own(s)
+    return s.current >= 0
+
+
+cdef void free_slots(SwapSpace* s, int device, int64_t slot, int slots) noexcept nogil:
+    """Slots that an id had. Not at once while a forked child may still read them; then, as soon as it can't."""
+    cdef int64_t count
+    if device < s.inherited:
+        return                          # an ancestor's
+    if not kin_alive():
+        if us_read(&s.deferred_count):
+            us_lock(&s.deferred_lock)
+            count = us_read(&s.deferred_count)
+            while count:
+                count -= 1
+                swapfile_free(s.devices[s.current], s.deferred[count].slot, <int>s.deferred[count].slots)
+            us_write(&s.deferred_count, 0)
+            madvise(s.deferred, DEFERRED_BYTES, MADV_DONTNEED)
+            us_unlock(&s.deferred_lock)
+        swapfile_free(s.devices[device], slot, slots)
+        return
+    us_lock(&s.deferred_lock)
+    if s.deferred == NULL:
+        s.deferred = <Deferred*>mmap(NULL, DEFERRED_BYTES, PROT_READ | PROT_WRITE,
+                                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        if s.deferred == MAP_FAILED:
+            s.deferred = NULL
+    if s.deferred != NULL and us_read(&s.deferred_count) < MOST_DEFERRED:
+        count = us_read(&s.deferred_count)
+        s.deferred[count].slot = slot
+        s.deferred[count].slots = slots
+        us_write(&s.deferred_count, count + 1)
+    # else the slots stay taken until the pool ends: space on disk is lost, never data
+    us_unlock(&s.deferred_lock)
+
+
 cdef uint64_t store_in_slots(SwapSpace* s, const char* data, int length, bint raw, int* error) noexcept nogil:
     cdef int slots = (length + SLOT_BYTES - 1) // SLOT_BYTES
     cdef int64_t slot
     cdef uint64_t id
     if not device_usable(s):
-        error[0] = -ENODEV if s.device == NULL or s.inherited else -ENOSPC
+        error[0] = -ENOSPC if space_has_device(s) else -ENODEV
         return 0
-    slot = swapfile_alloc(s.device, slots)
+    slot = swapfile_alloc(s.devices[s.current], slots)
     if slot < 0:
         error[0] = <int>slot
         device_failed(s, <int>slot)
         return 0
-    error[0] = swapfile_write(s.device, slot, slots, data)
+    error[0] = swapfile_write(s.devices[s.current], slot, slots, data)
     if error[0] != 0:
         device_failed(s, error[0])
-        swapfile_free(s.device, slot, slots)
+        swapfile_free(s.devices[s.current], slot, slots)
         return 0
     us_write(&s.device_error, 0)
     us_write(&s.retry_at, 0)
-    id = publish(s, slot_make(0, slot, slots, raw), error)
+    id = publish(s, slot_make(s.current, slot, slots, raw), error)
     if id == 0:
-        swapfile_free(s.device, slot, slots)
+        swapfile_free(s.devices[s.current], slot, slots)
         return 0
     us_add(&s.writebacks, 1)
     us_add(&s.slot_stored, <int64_t>slots * SLOT_BYTES)
@@ -213,12 +304,12 @@ cdef int load_entry(SwapSpace* s, Worker* worker, uint64_t entry, void* data, in
             words[i] = value
         return 0
     if type == SLOT:
-        if s.inherited:
-            return -ENXIO
         slots = slot_count(entry)
+        if s.devices[slot_device(entry)] == NULL:
+            return -ENXIO
         if slots * SLOT_BYTES > PACKED_BYTES:
             return -EIO
-        error = swapfile_read(s.device, slot_offset(entry), slots, worker.packed)
+        error = swapfile_read(s.devices[slot_device(entry)], slot_offset(entry), slots, worker.packed)
         if error:
             return error
         if not slot_raw(entry):
@@ -254,8 +345,7 @@ cdef void swap_put(SwapSpace* s, uint64_t id) noexcept nogil:
         zswap_free(s.zswap, entry_payload(entry))
     elif entry_type(entry) == SLOT:
         us_add(&s.slot_stored, -<int64_t>slot_count(entry) * SLOT_BYTES)
-        if not s.inherited:
-            swapfile_free(s.device, slot_offset(entry), slot_count(entry))
+        free_slots(s, slot_device(entry), slot_offset(entry), slot_count(entry))
     s.map.ops.free(s.map, id)
 
 
@@ -290,13 +380,13 @@ cdef int write_batch(SwapSpace* s, uint64_t* handles, uint64_t* owners, int coun
         packed = zswap_memory(s.zswap, handles[i], &length)
         memcpy(s.bounce + at, packed, length)
         at += (length + SLOT_BYTES - 1) // SLOT_BYTES * SLOT_BYTES
-    slot = swapfile_alloc(s.device, <int>(at // SLOT_BYTES))
+    slot = swapfile_alloc(s.devices[s.current], <int>(at // SLOT_BYTES))
     if slot < 0:
         error = <int>slot
     else:
-        error = swapfile_write(s.device, slot, <int>(at // SLOT_BYTES), s.bounce)
+        error = swapfile_write(s.devices[s.current], slot, <int>(at // SLOT_BYTES), s.bounce)
         if error:
-            swapfile_free(s.device, slot, <int>(at // SLOT_BYTES))
+            swapfile_free(s.devices[s.current], slot, <int>(at // SLOT_BYTES))
     us_chaos()
     for i in range(count):
         if error:
@@ -305,7 +395,7 @@ cdef int write_batch(SwapSpace* s, uint64_t* handles, uint64_t* owners, int coun
         zswap_memory(s.zswap, handles[i], &length)
         slots = <int>((length + SLOT_BYTES - 1) // SLOT_BYTES)
         zswap_free(s.zswap, handles[i])
-        s.map.ops.unlock(s.map, owners[i], slot_make(0, slot, slots, False))
+        s.map.ops.unlock(s.map, owners[i], slot_make(s.current, slot, slots, False))
         slot += slots
         moved[0] += length
         us_add(&s.slot_stored, <int64_t>slots * SLOT_BYTES)
@@ -317,9 +407,9 @@ cdef int64_t swap_writeback(SwapSpace* s, int64_t want) noexcept nogil:
     cdef uint64_t[BATCH] handles
     cdef uint64_t[BATCH] owners
     cdef int64_t moved = 0, room
-    cdef int count, error = 0, i
+    cdef int count, error = 0
     if not device_usable(s):
-        return -ENODEV if s.device == NULL or s.inherited else -ENOSPC
+        return -ENOSPC if space_has_device(s) else -ENODEV
     us_lock(&s.writeback_lock)
     room = s.bounce_bytes
     while moved < want and error == 0:
@@ -347,6 +437,36 @@ cdef int64_t space_stored_bytes(SwapSpace* s) noexcept nogil:
     return zswap_stored(s.zswap) + us_read(&s.slot_stored)
 
 
+cdef int64_t space_slot_bytes(SwapSpace* s) noexcept nogil:
+    cdef int64_t slots = 0
+    cdef int i
+    for i in range(MOST_DEVICES):
+        if s.devices[i] != NULL:
+            slots += swapfile_used(s.devices[i])
+    return slots * SLOT_BYTES
+
+
 cdef int64_t space_metadata(SwapSpace* s) noexcept nogil:
-    cdef int64_t device = swapfile_metadata(s.device) + s.bounce_bytes if s.device != NULL else 0
-    return s.map.ops.metadata(s.map) + device + <int64_t>sizeof(SwapSpace)
+    cdef int64_t bytes = (s.map.ops.metadata(s.map) + zswap_metadata(s.zswap) + <int64_t>sizeof(SwapSpace)
+                          + us_read(&s.deferred_count) * <int64_t>sizeof(Deferred))
+    cdef int i
+    if s.bounce != NULL:
+        bytes += s.bounce_bytes
+    for i in range(s.inherited + 1 if s.inherited < MOST_DEVICES else MOST_DEVICES):
+        if s.devices[i] != NULL:
+            bytes += swapfile_metadata(s.devices[i])
+    return bytes
+
+
+# ---- fork; with the gate closed, alone ----
+
+cdef bint space_has_slots(SwapSpace* s) noexcept nogil:
+    return space_slot_bytes(s) > 0
+
+
+cdef void space_inherit(SwapSpace* s) noexcept nogil:
+    """In the child: every swap file is an ancestor's from now on."""
+    if s.current >= 0:
+        s.inherited = s.current + 1
+        s.current = -1
+    us_write(&s.deferred_count, 0)      # the parent's to free
