@@ -166,6 +166,35 @@ for i in range(32): assert np.array_equal(array[i], values(i)), i
 """)
 
 
+def test_a_forked_child_that_closes_every_descriptor_keeps_its_slots() -> None:
+    runs("""
+import time
+pool = userswap.Pool(ram="16MiB")
+array = pool.empty((64, 1 << 17))
+for i in range(64): array[i] = values(i)
+pool.evict(); pool.writeback()
+ready, go = os.pipe(), os.pipe()
+pid = os.fork()
+if pid == 0:
+    keep = (ready[1], go[0])
+    for fd in range(3, 256):
+        if fd not in keep:
+            try: os.close(fd)
+            except OSError: pass
+    os.write(ready[1], b"x")
+    os.read(go[0], 1)
+    os._exit(0 if all(np.array_equal(array[i], values(i)) for i in range(64)) else 3)
+os.read(ready[0], 1)
+for i in range(64): array[i] = values(i + 100)          # the parent gives up what the child may still read
+pool.evict(); pool.writeback()
+time.sleep(0.05)
+for i in range(64): array[i] = values(i + 200)
+pool.evict(); pool.writeback()
+os.write(go[1], b"x")
+assert os.waitpid(pid, 0)[1] == 0
+""")
+
+
 def test_growing_small_arrays_into_a_pool_gives_their_old_blocks_back() -> None:
     runs("""
 def rss(): return int(open("/proc/self/statm").read().split()[1]) * PAGE

@@ -14,7 +14,6 @@ cdef SwapFile* swapfile_new(int fd, uint64_t limit, const char* name) noexcept n
 # `discard`: what is in the file is given back to the file system (not for a file that another process uses).
 cdef void swapfile_delete(SwapFile* f, bint discard) noexcept nogil
 cdef const char* swapfile_name(SwapFile* f) noexcept nogil
-cdef int swapfile_descriptor(SwapFile* f) noexcept nogil
 # A run of `n` (1 .. 512) slots within one cluster: its first slot, or -ENOSPC.
 cdef int64_t swapfile_alloc(SwapFile* f, int n) noexcept nogil
 # Frees any part of a run; a cluster that becomes empty is given back to the file system (hole punched).

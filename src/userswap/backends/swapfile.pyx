@@ -19,6 +19,7 @@ from posix.unistd cimport close, pread, pwrite
 
 import os
 
+from userswap.native.descriptors cimport descriptor_guard, descriptor_release
 from userswap.native.us cimport us_assert, us_chaos, us_lock, us_mutex, us_now, us_read, us_unlock, us_write
 
 
@@ -220,6 +221,7 @@ cdef SwapFile* swapfile_new(int fd, uint64_t limit, const char* name) noexcept n
     f.limit = <uint32_t>clusters
     f.clusters = <Cluster*>(<char*>p + head)
     strncpy(f.name, name, NAME_BYTES - 1)
+    descriptor_guard(fd)
     return f
 
 cdef void swapfile_delete(SwapFile* f, bint discard) noexcept nogil:
@@ -227,15 +229,13 @@ cdef void swapfile_delete(SwapFile* f, bint discard) noexcept nogil:
     if discard:
         # A nameless file vanishes with the descriptor anyway; one that the user made beforehand keeps its name.
         ftruncate(f.fd, 0)
+    descriptor_release(f.fd)
     close(f.fd)
     munmap(f, f.mapped)
     c.errno = kept
 
 cdef const char* swapfile_name(SwapFile* f) noexcept nogil:
     return f.name
-
-cdef int swapfile_descriptor(SwapFile* f) noexcept nogil:
-    return f.fd
 
 cdef inline int64_t take(SwapFile* f, uint32_t number, uint32_t first, uint32_t n) noexcept nogil:
     cdef Cluster* k = cluster(f, number)

@@ -9,9 +9,7 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from userswap.backends.codec cimport FOLIO_BYTES, FOLIO_SHIFT
-from userswap.backends.swapfile cimport swapfile_descriptor
 from userswap.memory.frames cimport frames_open
-from userswap.memory.syscalls cimport descriptor_guard
 from userswap.native.us cimport us_add, us_assert, us_load_ptr, us_lock, us_max, us_mutex, us_store_ptr, us_unlock
 from userswap.swap.space cimport space_delete
 
@@ -219,8 +217,6 @@ cdef MemoryPool* pool_new(SwapSpace* swap, int64_t limit) noexcept nogil:
     pool.references = 1
     pool.reclaim.swap = swap
     pool.reclaim.limit = limit
-    if swap.device != NULL:
-        descriptor_guard(swapfile_descriptor(swap.device), True)
     us_lock(&arena_lock)
     pool.next = pools
     pools = pool
@@ -243,8 +239,6 @@ cdef void pool_put(MemoryPool* pool) noexcept nogil:
         link = &link[0].next
     link[0] = pool.next
     us_unlock(&arena_lock)
-    if pool.swap.device != NULL:
-        descriptor_guard(swapfile_descriptor(pool.swap.device), False)
     space_delete(pool.swap)
     free(pool)
 

@@ -41,8 +41,6 @@ cdef int syscalls_install(const PinOps* ops) noexcept nogil
 # For `userswap doctor`: loaded objects that call through our wrappers, their slots that do, and slots
 # that the system did not let us change (a sealed library). All 0 before install.
 cdef void syscalls_patched(int64_t* objects, int64_t* slots, int64_t* refused) noexcept nogil
-# Descriptors of ours, which close(), close_range() and closefrom() of the program pass over.
-cdef void descriptor_guard(int fd, bint on) noexcept nogil
 # Takes the first place among SIGBUS handlers: what was there, and what anybody installs later
 # through sigaction/signal, becomes the chain. Call after syscalls_install. 0 or -errno.
 cdef int sigbus_install(void (*handler)(int, siginfo_t*, void*) noexcept nogil) noexcept nogil

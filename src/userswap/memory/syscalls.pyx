@@ -28,8 +28,9 @@ from libc.string cimport memcpy, memset, strchr, strcmp, strlen, strncmp, strrch
 
 from typing import NamedTuple
 
+from userswap.native.descriptors cimport DESCRIPTORS, descriptor_guarded
 from userswap.native.us cimport (
-    us_and, us_load, us_load_ptr, us_lock, us_mutex, us_now, us_or, us_store, us_store_ptr, us_unlock,
+    us_load, us_load_ptr, us_lock, us_mutex, us_now, us_or, us_store, us_store_ptr, us_unlock,
 )
 
 
@@ -373,7 +374,6 @@ cdef enum:
     WHOLE       # one call on everything: the buffer is one message
 
 cdef enum:
-    GUARDED_WORDS = 1024        # descriptors below 65536
     CLOSE_RANGE_CLOEXEC = 4
     PARTS = 1024                # the kernel's UIO_MAXIOV: one window always holds every part
     SMALL = 65536               # up to here everything is pinned at once and the plan does not matter
@@ -1014,21 +1014,8 @@ cdef int w_getentropy(void* buffer, size_t length) noexcept nogil:
 
 # A program that closes every descriptor (daemons do) would close ours: swapped memory would read as zeros, and
 # what is opened next would get the number that we write to. For the program they are not there.
-cdef uint64_t guarded[GUARDED_WORDS]
-
-cdef void descriptor_guard(int fd, bint on) noexcept nogil:
-    if fd < 0 or fd >= 64 * GUARDED_WORDS:
-        return
-    if on:
-        us_or(&guarded[fd >> 6], <uint64_t>1 << (fd & 63))
-    else:
-        us_and(&guarded[fd >> 6], ~(<uint64_t>1 << (fd & 63)))
-
-cdef bint is_guarded(unsigned int fd) noexcept nogil:
-    return fd < 64 * GUARDED_WORDS and (us_load(&guarded[fd >> 6]) >> (fd & 63)) & 1
-
 cdef int w_close(int fd) noexcept nogil:
-    if is_guarded(<unsigned int>fd):
+    if descriptor_guarded(<unsigned int>fd):
         set_errno(EBADF)
         return -1
     return close(fd)
@@ -1036,15 +1023,15 @@ cdef int w_close(int fd) noexcept nogil:
 cdef int w_close_range(unsigned int first, unsigned int last, int flags) noexcept nogil:
     cdef unsigned int fd = first
     if not flags & CLOSE_RANGE_CLOEXEC:
-        while fd <= last and fd < 64 * GUARDED_WORDS:
-            if not is_guarded(fd):
+        while fd <= last and fd < DESCRIPTORS:
+            if not descriptor_guarded(fd):
                 fd += 1
                 continue
             if fd > first and syscall(SYS_close_range, <long>first, <long>(fd - 1), <long>flags) != 0:
                 return -1
             fd += 1
             first = fd
-        if first > last and is_guarded(last):
+        if first > last and descriptor_guarded(last):
             return 0                # nothing is left after ours
     return <int>syscall(SYS_close_range, <long>first, <long>last, <long>flags)
 
