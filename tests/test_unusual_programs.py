@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 from helpers import run_python
 
 PRELUDE = """
@@ -11,7 +14,8 @@ PAGE, FOLIO = 4096, 1 << 16
 def values(i): return np.round(np.cumsum(np.random.default_rng(i).standard_normal(1 << 17)), 2)
 def at(array): return array.__array_interface__["data"][0]
 def madvise(address, length, advice):
-    if libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), advice): raise OSError(ctypes.get_errno())
+    error = libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), advice)
+    if error: raise OSError(ctypes.get_errno(), "madvise")
 """
 
 
@@ -39,7 +43,7 @@ def whole(i): return np.floor(values(i))
 pool = userswap.Pool(ram="32MiB", swap="none")
 array = pool.empty((24, 1 << 17))
 for i in range(24): array[i] = whole(i)
-libc.mlock(ctypes.c_void_p(at(array)), ctypes.c_size_t(array.nbytes // 2))      # populating may fail; it locks
+libc.mlock(ctypes.c_void_p(at(array)), ctypes.c_size_t(array.nbytes // 2))      # may not populate; it locks
 for turn in range(1, 4):
     pool.evict()
     for i in range(24): assert np.array_equal(array[i], whole(i) + (turn - 1)), (turn, i)
@@ -162,6 +166,35 @@ for i in range(32): assert np.array_equal(array[i], values(i)), i
 """)
 
 
+def test_a_forked_child_that_closes_every_descriptor_keeps_its_slots() -> None:
+    runs("""
+import time
+pool = userswap.Pool(ram="16MiB")
+array = pool.empty((64, 1 << 17))
+for i in range(64): array[i] = values(i)
+pool.evict(); pool.writeback()
+ready, go = os.pipe(), os.pipe()
+pid = os.fork()
+if pid == 0:
+    keep = (ready[1], go[0])
+    for fd in range(3, 256):
+        if fd not in keep:
+            try: os.close(fd)
+            except OSError: pass
+    os.write(ready[1], b"x")
+    os.read(go[0], 1)
+    os._exit(0 if all(np.array_equal(array[i], values(i)) for i in range(64)) else 3)
+os.read(ready[0], 1)
+for i in range(64): array[i] = values(i + 100)          # the parent gives up what the child may still read
+pool.evict(); pool.writeback()
+time.sleep(0.05)
+for i in range(64): array[i] = values(i + 200)
+pool.evict(); pool.writeback()
+os.write(go[1], b"x")
+assert os.waitpid(pid, 0)[1] == 0
+""")
+
+
 def test_growing_small_arrays_into_a_pool_gives_their_old_blocks_back() -> None:
     runs("""
 def rss(): return int(open("/proc/self/statm").read().split()[1]) * PAGE
@@ -218,4 +251,43 @@ finally:
     stop.set()
     thread.join()
 assert not bad, turn
+""")
+
+
+def test_a_thread_that_is_cancelled_in_a_fault_finishes_the_fault_first(tmp_path: Path) -> None:
+    source, library = tmp_path / "reader.c", tmp_path / "reader.so"
+    source.write_text("""
+        #include <pthread.h>
+        #include <stddef.h>
+        static volatile char *from; static size_t length;
+        static volatile unsigned long sum;
+        static void *work(void *arg) {
+            for (;;) for (size_t i = 0; i < length; i += 4096) { sum += from[i]; pthread_testcancel(); }
+        }
+        int start(char *at, size_t n, pthread_t *thread) {
+            from = at; length = n;
+            return pthread_create(thread, NULL, work, NULL);
+        }
+        int stop(pthread_t thread) {
+            void *result;
+            pthread_cancel(thread);
+            pthread_join(thread, &result);
+            return result == PTHREAD_CANCELED;
+        }
+    """)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-pthread", "-o", library, source], check=True)
+    runs(f"""
+import time
+reader = ctypes.CDLL("{library}")
+reader.stop.argtypes = [ctypes.c_ulong]
+pool = userswap.Pool(ram="16MiB")
+noise = np.random.default_rng(1).integers(0, 256, (32, 1 << 20), dtype=np.uint8)
+array = pool.array(noise)
+for turn in range(40):
+    thread = ctypes.c_ulong()
+    assert reader.start(ctypes.c_void_p(at(array)), ctypes.c_size_t(array.nbytes), ctypes.byref(thread)) == 0
+    time.sleep(0.003 + turn / 10000)
+    assert reader.stop(thread)
+assert pool._core.check()["wrong"] == 0         # waits for ever if somebody never left the gate
+assert np.array_equal(array, noise)
 """)

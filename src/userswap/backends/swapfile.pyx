@@ -19,7 +19,7 @@ from posix.unistd cimport close, pread, pwrite
 
 import os
 
-from userswap.native.descriptors cimport descriptor_guard
+from userswap.native.descriptors cimport descriptor_guard, descriptor_release
 from userswap.native.us cimport us_assert, us_chaos, us_lock, us_mutex, us_now, us_read, us_unlock, us_write
 
 
@@ -222,6 +222,7 @@ cdef SwapFile* swapfile_new(int fd, uint64_t limit, const char* name) noexcept n
     f.limit = <uint32_t>clusters
     f.clusters = <Cluster*>(<char*>p + head)
     strncpy(f.name, name, NAME_BYTES - 1)
+    descriptor_guard(fd)
     return f
 
 cdef void swapfile_delete(SwapFile* f, bint discard) noexcept nogil:
@@ -229,7 +230,7 @@ cdef void swapfile_delete(SwapFile* f, bint discard) noexcept nogil:
     if discard:
         # A nameless file vanishes with the descriptor anyway; one that the user made beforehand keeps its name.
         ftruncate(f.fd, 0)
-    descriptor_guard(f.fd, False)
+    descriptor_release(f.fd)
     close(f.fd)
     munmap(f, f.mapped)
     c.errno = kept

@@ -49,11 +49,18 @@ cdef extern from *:
     /* How deep this thread is in the gate, and whose folio it is reading for swap-out. */
     static __thread int us_depth;
     static __thread sigset_t us_kept_mask;
+    static __thread int us_kept_cancel;
     static __thread const char *us_reading;
 
     static int us_self_depth(void) { return us_depth; }
-    static int us_deeper(void) { return us_depth++; }
+    static int us_deeper(void) {
+        if (us_depth++) return 1;
+        /* Our I/O would be a cancellation point in the middle of a transition. */
+        pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &us_kept_cancel);
+        return 0;
+    }
     static int us_shallower(void) { return --us_depth; }
+    static void us_allow_cancel(void) { pthread_setcancelstate(us_kept_cancel, NULL); }
     static const char *us_self_reading(void) { return us_reading; }
     static void us_set_reading(const char *at) { us_reading = at; }
 
@@ -84,6 +91,7 @@ cdef extern from *:
     int us_self_depth() nogil
     int us_deeper() nogil
     int us_shallower() nogil
+    void us_allow_cancel() nogil
     const char* us_self_reading() nogil
     void us_set_reading(const char* at) nogil
     int us_fault_writes(void* context) nogil
@@ -129,6 +137,7 @@ cdef void gate_enter() noexcept nogil:
 cdef void gate_leave() noexcept nogil:
     if us_shallower() == 0:
         us_add(<int64_t*>&gate, -GATE_ONE)
+        us_allow_cancel()
 
 
 cdef void enter() noexcept nogil:

@@ -6,7 +6,7 @@ the caller owns the folio (BUSY), the kernel does the rest.
 from libc.errno cimport EAGAIN, EEXIST, EINVAL, ENOENT, errno
 from libc.stdint cimport int64_t, uint64_t
 
-from userswap.native.descriptors cimport descriptor_guard
+from userswap.native.descriptors cimport descriptor_guard, descriptor_release
 
 cdef extern from "us.h" nogil:
     struct uffdio_api:
@@ -91,7 +91,7 @@ cdef int frames_reopen() noexcept nogil:
     cdef int fresh
     if uffd >= 0:
         # The parent's, of no use here: first, so that a process that is out of descriptors can open its own.
-        descriptor_guard(uffd, False)
+        descriptor_release(uffd)
         close(uffd)
         uffd = -1
     fresh = <int>syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY)
@@ -113,7 +113,7 @@ cdef int frames_reopen() noexcept nogil:
         close(fresh)
         return high
     uffd = fresh
-    descriptor_guard(uffd, True)
+    descriptor_guard(uffd)
     return 0
 
 

@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 from userswap.native.descriptors cimport DESCRIPTORS, descriptor_guarded
 from userswap.native.us cimport (
-    us_and, us_load, us_load_ptr, us_lock, us_mutex, us_now, us_or, us_store, us_store_ptr, us_unlock,
+    us_load, us_load_ptr, us_lock, us_mutex, us_now, us_or, us_store, us_store_ptr, us_unlock,
 )
 
 
@@ -1013,6 +1013,8 @@ cdef int w_getentropy(void* buffer, size_t length) noexcept nogil:
 
 # ---- descriptors --------------------------------------------------------------------------------
 
+# A program that closes every descriptor (daemons do) would close ours: swapped memory would read as zeros, and
+# what is opened next would get the number that we write to. For the program they are not there.
 cdef int w_close(int fd) noexcept nogil:
     if descriptor_guarded(<unsigned int>fd):
         set_errno(EBADF)
@@ -1022,7 +1024,7 @@ cdef int w_close(int fd) noexcept nogil:
 cdef int w_close_range(unsigned int first, unsigned int last, int flags) noexcept nogil:
     cdef unsigned int fd = first
     if not flags & CLOSE_RANGE_CLOEXEC:
-        while fd <= last and fd < <unsigned int>DESCRIPTORS:
+        while fd <= last and fd < DESCRIPTORS:
             if not descriptor_guarded(fd):
                 fd += 1
                 continue

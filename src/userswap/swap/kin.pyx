@@ -5,7 +5,7 @@ Locking: fork handlers run with the gate closed, alone in the process; `kin_aliv
 from libc.errno cimport EMFILE, errno
 from libc.stdint cimport int64_t
 
-from userswap.native.descriptors cimport descriptor_guard
+from userswap.native.descriptors cimport descriptor_guard, descriptor_release
 from userswap.native.us cimport us_lock, us_mutex, us_now, us_read, us_unlock, us_write
 
 cdef extern from *:
@@ -52,13 +52,14 @@ cdef int kin_before_fork() noexcept nogil:
     if us_read(&count) == MOST or pipe2(pipe_now, O_CLOEXEC) != 0:
         us_write(&lost, 1)
         return -(errno if us_read(&count) < MOST else EMFILE)
-    descriptor_guard(pipe_now[0], True)
-    descriptor_guard(pipe_now[1], True)
+    # A child that closed its end by accident would be taken for gone, and its slots be written over.
+    descriptor_guard(pipe_now[0])
+    descriptor_guard(pipe_now[1])
     return 0
 
 
-cdef void give_up(int fd) noexcept nogil:
-    descriptor_guard(fd, False)
+cdef void let_go(int fd) noexcept nogil:
+    descriptor_release(fd)
     close(fd)
 
 
@@ -67,13 +68,13 @@ cdef void kin_after_fork(bint child) noexcept nogil:
     if child:
         # Our own children are ahead of us; those of the parent are not our business. The writing end stays open.
         for i in range(us_read(&count)):
-            give_up(readers[i])
+            let_go(readers[i])
         us_write(&count, 0)
         us_write(&lost, 0)
         if pipe_now[0] >= 0:
-            give_up(pipe_now[0])
+            let_go(pipe_now[0])
     elif pipe_now[0] >= 0:
-        give_up(pipe_now[1])
+        let_go(pipe_now[1])
         readers[us_read(&count)] = pipe_now[0]
         us_write(&count, us_read(&count) + 1)
 
@@ -87,7 +88,7 @@ cdef void ask() noexcept nogil:
         one.events = 0
         one.revents = 0
         if poll(&one, 1, 0) > 0 and one.revents & POLLHUP:
-            give_up(readers[i])
+            let_go(readers[i])
             us_write(&count, us_read(&count) - 1)
             readers[i] = readers[us_read(&count)]
         else:
