@@ -215,7 +215,6 @@ cdef SwapFile* swapfile_new(int fd, uint64_t limit, const char* name) noexcept n
     c.errno = kept
     f = <SwapFile*>p
     f.fd = fd
-    descriptor_guard(fd, True)
     f.punches = 1
     f.mapped = n
     f.slots = slots
