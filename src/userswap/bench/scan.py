@@ -55,7 +55,8 @@ class Figures:
 def walk(seed: int, spread: float) -> Array:
     """Return STEP values of a random walk with two decimals, as sensors and prices are: compresses about 2:1."""
     steps = np.random.default_rng(seed).standard_normal(STEP) * spread
-    return np.round(np.cumsum(steps), 2)
+    values: Array = np.round(np.cumsum(steps), 2).astype(np.float64, copy=False)
+    return values
 
 
 def measure(size: int, ram: int, rounds: int, progress: Callable[[str], None], swap: str | None = None) -> Figures:
