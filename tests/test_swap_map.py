@@ -470,9 +470,7 @@ def test_lookups_while_the_tree_grows_and_shrinks(design: str) -> None:
             swap_map.run("alloc", many, entry(SLOT, 1))
             swap_map.run("drop", many)
 
-        def look(
-            swap_map: Map = swap_map, ids: Ids = ids, held: Any = held, rounds: int = rounds
-        ) -> tuple[int, int]:
+        def look(swap_map: Map = swap_map, ids: Ids = ids, held: Any = held, rounds: int = rounds) -> tuple[int, int]:
             return swap_map.stress(ids, held, rounds // LESS, 11, 300 // LESS)
 
         (done, wrong), _ = together(look, grow)
