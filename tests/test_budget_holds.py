@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers import data, fresh_pool, run_python
+from helpers import FOLIO, check_pool, data, fresh_pool, run_python
 
 MIB = 1 << 20
 
@@ -158,6 +158,79 @@ def test_same_filled_folios_take_no_storage() -> None:
     for array, value in zip(arrays, (0.0, 1.0, -2.5), strict=True):
         assert np.array_equal(array, np.full(1 << 17, value))
     assert np.array_equal(whole, np.full(1 << 17, 12345))
+
+
+def test_same_filled_means_every_word_and_only_values_that_an_entry_holds() -> None:
+    """One word that differs, wherever it is, and 8-byte values whose two halves differ: those need storage."""
+    pool = fresh_pool()
+    words = FOLIO // 8
+    places = [
+        0,
+        1,
+        7,
+        8,
+        15,
+        words // 4,
+        words // 2 - 1,
+        words // 2,
+        words // 2 + 1,
+        3 * words // 4,
+        words - 2,
+        words - 1,
+    ]
+    almost = [pool.full(words, 7, np.int64) for _ in places]
+    for array, place in zip(almost, places, strict=True):
+        array[place] = 8
+    odd = [0.1, -1 / 3, np.nan, np.inf, -0.0, 1e300, 5e-324]
+    whole = [0, 1, -1, -2, 2**31, 2**32, 2**32 + 1, 2**63 - 1, -(2**63), 0x1234567812345678, 0x1234567887654321]
+    floats = [pool.full(words, value) for value in odd]
+    integers = [pool.full(words, value, np.int64) for value in whole]
+    for _ in range(2):
+        pool.evict()
+    stats = pool.stats()
+    assert stats.resident_bytes == 0
+    bits = [*np.array(odd).view(np.uint64).tolist(), *np.array(whole).view(np.uint64).tolist()]
+    fits = [low == high or not low or not high for low, high in ((v & 0xFFFFFFFF, v >> 32) for v in bits)]
+    assert 5 < sum(fits) < len(bits) - 3, "both kinds are there"
+    assert stats.same_filled == sum(fits)
+    for array, place in zip(almost, places, strict=True):
+        model = np.full(words, 7)
+        model[place] = 8
+        assert np.array_equal(array, model), place
+    for array, value in zip(floats, odd, strict=True):
+        assert array.tobytes() == np.full(words, value).tobytes(), value
+    for array, value in zip(integers, whole, strict=True):
+        assert np.array_equal(array, np.full(words, value)), value
+
+
+def test_the_books_of_the_budget_add_up() -> None:
+    """What counts against the budget is within it, and the peak is what was really used."""
+    pool = fresh_pool()
+    array = pool.empty((40, 1 << 17))
+    most = 0
+    for i in range(40):
+        array[i] = data("walk", MIB, i).view(float)
+        stats = pool.stats()
+        used = stats.resident_bytes + stats.pool_bytes + stats.metadata_bytes
+        most = max(most, used)
+        assert used <= stats.peak_bytes <= stats.budget_bytes
+    assert most > 0.9 * stats.budget_bytes
+
+
+def test_compaction_makes_room_before_the_budget_is_exceeded() -> None:
+    """Without a swap file, holes in the pool are the only room that there is."""
+    pool = fresh_pool("24MiB", swap="none")
+    arrays = [pool.array(data("walk", FOLIO, i)) for i in range(560)]
+    assert pool.stats().over_budget == 0
+    pool.evict()
+    full = pool.stats().pool_bytes
+    assert full > 12 * MIB
+    del arrays[::2]  # holes of a size that the next data does not have
+    more = [pool.array(data("small", FOLIO, i)) for i in range(700)]
+    stats = check_pool(pool)
+    assert stats.over_budget == 0
+    assert all(np.array_equal(array, data("small", FOLIO, i)) for i, array in enumerate(more))
+    assert all(np.array_equal(array, data("walk", FOLIO, 2 * i + 1)) for i, array in enumerate(arrays))
 
 
 def test_import_is_light() -> None:

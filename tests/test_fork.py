@@ -194,3 +194,269 @@ assert all(np.array_equal(array[i], values(i)) for i in range(32))
     )
     result = run_python(code)
     assert result.returncode == 0, result.stderr
+
+
+def test_a_child_may_write_to_what_was_clean_in_every_pool() -> None:
+    """Write protection is not inherited: a folio that stayed CLEAN would drop the child's writes at eviction."""
+    code = (
+        PRELUDE
+        + """
+from helpers import check_pool, check_empty
+def out(pool): pool.evict(); pool.evict()
+pools = [userswap.Pool(ram="16MiB", swap="none") for _ in range(3)]
+arrays = [pool.empty((4, 1 << 17)) for pool in pools]
+for a in arrays:
+    for i in range(4): a[i] = values(i)
+for pool, a in zip(pools, arrays): out(pool); a.sum()
+assert all(pool._core.check()["clean"] == 64 for pool in pools)
+pid = os.fork()
+if pid == 0:
+    for pool, a in zip(pools, arrays):
+        assert pool._core.check()["dirty"] == 64
+        a[:, ::512] += 1                                # a word of every page
+        check_pool(pool)                                # and no id is left of what was clean
+        out(pool)
+        for i in range(4):
+            expected = values(i); expected[::512] += 1
+            assert np.array_equal(a[i], expected)
+        check_pool(pool)
+    arrays.clear(); del a
+    for pool in pools: check_empty(pool)
+    os._exit(0)
+code = wait(pid)
+for pool, a in zip(pools, arrays):
+    out(pool)
+    assert all(np.array_equal(a[i], values(i)) for i in range(4))
+sys.exit(code)
+"""
+    )
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_child_frees_what_it_inherited_and_the_parents_swap_file_stays_whole() -> None:
+    """The slots, their blocks on disk and the file's length are the parent's, whatever the child ends."""
+    code = (
+        PRELUDE
+        + """
+import gc
+pool = userswap.Pool(ram="16MiB")
+noise = lambda i: np.random.default_rng(i).random(1 << 17)
+array = pool.empty((32, 1 << 17))
+for i in range(32): array[i] = noise(i)
+assert pool.stats().slot_bytes > 16 << 20
+pid = os.fork()
+if pid == 0:
+    for i in range(24): array[i] = i                    # gives slots back, whole clusters of them
+    del array
+    pool.close(); del pool
+    gc.collect()
+    os._exit(0)
+assert wait(pid) == 0
+assert all(np.array_equal(array[i], noise(i)) for i in range(32))
+"""
+    )
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_child_reads_on_when_the_parents_pool_has_ended() -> None:
+    code = (
+        PRELUDE
+        + """
+import gc
+pool = userswap.Pool(ram="16MiB")
+noise = lambda i: np.random.default_rng(i).random(1 << 17)
+array = pool.empty((24, 1 << 17))
+for i in range(24): array[i] = noise(i)
+go = os.pipe()
+pid = os.fork()
+if pid == 0:
+    os.read(go[0], 1)
+    os._exit(0 if all(np.array_equal(array[i], noise(i)) for i in range(24)) else 3)
+del array
+pool.close(); del pool
+gc.collect()
+os.write(go[1], b"x")
+sys.exit(wait(pid))
+"""
+    )
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_pins_of_the_parents_threads_do_not_hold_memory_in_the_child() -> None:
+    code = (
+        PRELUDE
+        + """
+import time
+from helpers import check_pool
+pool = userswap.Pool(ram="16MiB", swap="none")
+array = pool.empty((4, 1 << 17))
+for i in range(4): array[i] = values(i)
+ends = os.pipe()
+thread = threading.Thread(target=lambda: os.readv(ends[0], [array[1]]), daemon=True)
+thread.start()
+time.sleep(0.2)                                         # it waits in the kernel, holding its buffer
+pool.evict(); pool.evict()
+assert pool.stats().resident_bytes >= 1 << 16, "or nothing is tried"
+pid = os.fork()
+if pid == 0:
+    pool.evict(); pool.evict()
+    left = pool.stats().resident_bytes
+    check_pool(pool)
+    os._exit(0 if left == 0 and np.array_equal(array[1], values(1)) else 3)
+code = wait(pid)
+os.write(ends[1], b"x" * 8)
+thread.join()
+assert array[1].tobytes()[:8] == b"x" * 8
+sys.exit(code)
+"""
+    )
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_pool_that_has_ended_is_no_business_of_a_fork() -> None:
+    code = (
+        PRELUDE
+        + """
+import ctypes, gc
+ctypes.CDLL(None).mallopt(-6, 0xA5)                     # M_PERTURB: freed memory is garbage
+pools = [userswap.Pool(ram="16MiB", swap="none") for _ in range(4)]
+arrays = [pool.full((4, 1 << 17), k) for k, pool in enumerate(pools)]
+for k in (0, 2): pools[k].close(); pools[k] = arrays[k] = None
+gc.collect()
+pid = os.fork()
+if pid == 0:
+    os._exit(0 if (arrays[1] == 1).all() and (arrays[3] == 3).all() else 3)
+sys.exit(wait(pid))
+"""
+    )
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_forks_leave_no_descriptor_behind() -> None:
+    """Each fork under swap makes a pipe and, in the child, a userfaultfd: of dead children nothing is left."""
+    code = (
+        PRELUDE
+        + """
+import time
+pool = userswap.Pool(ram="16MiB")
+array = pool.empty((24, 1 << 17))
+for i in range(24): array[i] = values(i)
+assert pool.stats().slot_bytes
+count = lambda: len(os.listdir("/proc/self/fd"))
+before = count()
+def fork(hold=None):
+    pid = os.fork()
+    if pid: return pid
+    # the parent's ends are closed here; what is new is the end that shows that this one lives
+    ok = count() <= before + 1
+    if hold is not None: os.read(hold, 1)
+    os._exit(0 if ok else 3)
+for _ in range(40): assert wait(fork()) == 0
+go = os.pipe()
+before += 2
+children = [fork(go[0]) for _ in range(5)]
+os.write(go[1], b"x" * 5)
+assert [wait(pid) for pid in children] == [0] * 5
+time.sleep(0.02)
+assert wait(fork()) == 0
+assert count() <= before + 1
+"""
+    )
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_slots_kept_for_one_child_are_not_another_childs_to_free() -> None:
+    """A child forked while the parent keeps slots for an earlier one has a file, and slot numbers, of its own."""
+    code = (
+        PRELUDE
+        + """
+idle = [userswap.Pool(ram="16MiB", swap="none")]
+pool = userswap.Pool(ram="16MiB")
+idle.append(userswap.Pool(ram="16MiB", swap="none"))            # pools without slots, earlier and later
+noise = lambda i: np.random.default_rng(i).random(1 << 17)
+array = pool.empty((24, 1 << 17))
+for i in range(24): array[i] = noise(i)
+go = os.pipe()
+first = os.fork()
+if first == 0:
+    os.read(go[0], 1)
+    os._exit(0 if all(np.array_equal(array[i], noise(i)) for i in range(24)) else 3)
+used = pool.stats().slot_bytes
+for i in range(24): array[i] = noise(i + 100)
+assert pool.stats().slot_bytes > used + (8 << 20), "kept for the first child"
+second = os.fork()
+if second == 0:
+    for turn in range(200, 600, 100):
+        for i in range(24): array[i] = noise(i + turn)
+        if not all(np.array_equal(array[i], noise(i + turn)) for i in range(24)): os._exit(4)
+    os._exit(5 if pool._core.check()["wrong"] else 0)
+assert wait(second) == 0
+for i in range(24): array[i] = noise(i + 1000)
+os.write(go[1], b"x")
+assert wait(first) == 0
+assert all(np.array_equal(array[i], noise(i + 1000)) for i in range(24))
+"""
+    )
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_slots_are_not_kept_for_a_child_that_became_another_program() -> None:
+    code = (
+        PRELUDE
+        + """
+import signal, time
+from helpers import check_empty
+pool = userswap.Pool(ram="16MiB")
+array = pool.empty((24, 1 << 17))
+for i in range(24): array[i] = values(i)
+assert pool.stats().slot_bytes
+pid = os.fork()
+if pid == 0: os.execvp("sleep", ["sleep", "100"])
+end = time.monotonic() + 20
+while os.readlink(f"/proc/{pid}/exe") == os.readlink("/proc/self/exe") and time.monotonic() < end: time.sleep(0.01)
+time.sleep(0.03)
+del array
+check_empty(pool)
+os.kill(pid, signal.SIGKILL)
+"""
+    )
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_more_children_than_are_counted_still_read_what_they_had() -> None:
+    """Past a few hundred at once there is no pipe for a child: then its slots are kept for good, not lost."""
+    code = (
+        PRELUDE
+        + """
+pool = userswap.Pool(ram="16MiB")
+noise = lambda i: np.random.default_rng(i).random(1 << 17)
+array = pool.empty((20, 1 << 17))
+for i in range(20): array[i] = noise(i)
+pool.evict(); pool.evict()                      # little to copy for so many children
+go, go_last = os.pipe(), os.pipe()
+children = []
+for k in range(260):
+    pid = os.fork()
+    if pid == 0:
+        os.read((go if k < 259 else go_last)[0], 1)
+        os._exit(0 if k < 259 or all(np.array_equal(array[i], noise(i)) for i in range(20)) else 3)
+    children.append(pid)
+last = children.pop()
+os.write(go[1], b"x" * 259)
+assert [wait(pid) for pid in children] == [0] * 259
+for i in range(20): array[i] = noise(i + 100)           # uses slots again that nobody is counted for
+os.write(go_last[1], b"x")
+assert wait(last) == 0
+assert all(np.array_equal(array[i], noise(i + 100)) for i in range(20))
+"""
+    )
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr

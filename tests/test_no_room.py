@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from helpers import check_pool, data, fresh_pool, run_python
+from helpers import FOLIO, check_pool, data, fresh_pool, run_python
+from userswap import _core, numpy_hook
 
 MIB = 1 << 20
 
@@ -53,10 +55,9 @@ def test_a_full_disk_loses_nothing_warns_once_and_writeback_resumes(
         assert "nothing is lost" in text
         ballast.unlink()
         os.sync()
-        import time
-
         time.sleep(0.3)
         for _ in range(3):
+            pool.zeros(FOLIO, np.uint8)[0] = 1  # a fault, in case all of the arrays are in place
             for i, array in enumerate(arrays):
                 assert np.array_equal(array, data("noise", MIB, i))
         after = check_pool(pool)
@@ -92,3 +93,118 @@ print("not reached")
     assert result.stdout == ""
     assert "--hard" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+FAILING = """
+import errno, os, resource, time, numpy as np, userswap
+from helpers import FOLIO, check_empty, check_pool, data, fresh_pool
+def most(size):
+    "From here on no write may go beyond this offset of any file."
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size if size >= 0 else hard, hard))
+def out(pool): pool.evict(); pool.evict()
+"""
+
+
+def test_a_failed_writeback_leaves_everything_where_it_was() -> None:
+    """In zswap, readable, movable, with no slot taken; and it works again when the device does."""
+    code = (
+        FAILING
+        + """
+pool = fresh_pool()
+arrays = [pool.array(data("walk", 4 * FOLIO, i)) for i in range(16)]
+out(pool)
+before = pool.stats()
+most(3 * 4096)
+for turn in range(2):
+    try:
+        pool.writeback()
+        raise SystemExit("written?")
+    except OSError as error:
+        assert error.errno in ((errno.EFBIG,) if turn == 0 else (errno.ENOSPC, errno.EFBIG)), error
+after = check_pool(pool)
+assert (after.slot_bytes, after.stored_bytes, after.writebacks) == (0, before.stored_bytes, 0)
+for i, array in enumerate(arrays):
+    assert np.array_equal(array, data("walk", 4 * FOLIO, i))
+    array[0] ^= 1                                       # and the copy can be given up
+out(pool)
+pool._core.compact()                                    # and moved
+most(-1)
+time.sleep(0.15)                                        # a device that failed is left alone for a moment
+assert pool.writeback() > 0
+assert check_pool(pool).slot_bytes > 0
+for i, array in enumerate(arrays):
+    expected = data("walk", 4 * FOLIO, i); expected[0] ^= 1
+    assert np.array_equal(array, expected)
+arrays.clear(); del array
+check_empty(pool)
+"""
+    )
+    result = run_python(code, timeout=60)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_folio_that_cannot_be_stored_stays_in_place_writable() -> None:
+    code = (
+        FAILING
+        + """
+pool = fresh_pool()
+array = pool.array(data("noise", 16 * FOLIO, 1))
+most(5 * 16 * 4096)                                     # five incompressible folios fit
+out(pool)
+time.sleep(0.15)
+out(pool)
+stats = check_pool(pool)
+assert stats.slot_bytes == stats.stored_bytes == stats.swapped_bytes, stats
+assert stats.resident_bytes == array.nbytes - stats.slot_bytes > 8 * FOLIO
+array ^= 255
+assert np.array_equal(array, data("noise", 16 * FOLIO, 1) ^ 255)
+most(-1)
+time.sleep(0.15)
+out(pool)
+assert check_pool(pool).resident_bytes == 0
+assert np.array_equal(array, data("noise", 16 * FOLIO, 1) ^ 255)
+del array
+check_empty(pool)
+"""
+    )
+    result = run_python(code, timeout=60)
+    assert result.returncode == 0, result.stderr
+
+
+def test_writeback_takes_the_short_runs_that_are_left(tmp_path: Path) -> None:
+    """A file in pieces: no run is as long as writeback likes best, yet there is room."""
+    pool = fresh_pool(swap=f"{tmp_path}:2M")
+    arrays = [pool.array(data("noise", FOLIO, i)) for i in range(32)]
+    for _ in range(2):
+        pool.evict()
+    assert pool.stats().slot_bytes == 2 * MIB
+    del arrays[0::4], arrays[0::3]  # two of four
+    packed = [pool.array(data("walk", FOLIO, i)) for i in range(60)]
+    for _ in range(2):
+        pool.evict()
+    free = 2 * MIB - pool.stats().slot_bytes
+    assert free == MIB
+    assert pool.writeback(free // 2) >= free // 2
+    assert all(np.array_equal(array, data("walk", FOLIO, i)) for i, array in enumerate(packed))
+    check_pool(pool)
+
+
+def test_what_zswap_has_no_address_space_for_goes_to_slots_packed(tmp_path: Path) -> None:
+    fd = os.open(tmp_path, os.O_TMPFILE | os.O_RDWR)
+    core = _core.Core(
+        limit=64 * MIB, design="sparse", address_space=2 * MIB, fd=fd, file_limit=64 * MIB,
+        file_name="here", directory="", hard=False,
+    )  # fmt: skip
+    handler = numpy_hook.new_handler(core)
+    model = data("walk", 12 * MIB, 1)
+    array = numpy_hook.call_with_handler(handler, np.array, model)
+    for _ in range(2):
+        core.evict(1 << 62)
+    stats = core.stats()
+    assert stats["resident_bytes"] == 0
+    assert 0 < stats["pool_bytes"] <= 2 * MIB
+    assert 4 * MIB < stats["slot_bytes"] < 8 * MIB, "packed, in as few slots as they need"
+    assert np.array_equal(array, model)
+    del array
+    assert core.stats()["slot_bytes"] == core.stats()["stored_bytes"] == 0

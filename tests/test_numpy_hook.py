@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +23,8 @@ def test_arrays_of_the_threshold_and_more_live_in_swap() -> None:
         assert pool.owns(np.empty((1024, 1024)))
         assert pool.owns(np.arange(1 << 20) * 2.0)
         assert not pool.owns(np.zeros(MIB - 1, np.uint8))
+        assert pool.owns(np.empty(MIB, np.uint8))
+        assert not pool.owns(np.empty(MIB - 1, np.uint8))
     assert not pool.owns(np.zeros(MIB, np.uint8))
 
 
@@ -139,6 +143,45 @@ def test_a_pool_ends_with_its_last_array() -> None:
     array.resize(30 * MIB, refcheck=False)
     assert np.array_equal(array[: 20 * MIB], data("walk", 20 * MIB, 5))
     del array
+
+
+def test_a_pools_swap_file_and_memory_go_with_its_last_array() -> None:
+    def kept() -> tuple[int, int]:
+        gc.collect()
+        with Path("/proc/self/maps").open() as maps:
+            return len(os.listdir("/proc/self/fd")), sum(1 for _ in maps)  # noqa: PTH208
+
+    def use() -> None:
+        pool = fresh_pool()
+        array, small = pool.array(data("noise", MIB, 5)), pool.zeros(3)
+        pool.close()
+        del pool, array
+        small[:] = 1  # holds the allocator, and that the pool
+
+    use()
+    descriptors, mappings = kept()
+    for _ in range(5):
+        use()
+    assert kept()[0] == descriptors
+    assert kept()[1] <= mappings + 2
+
+
+def test_ordinary_blocks_are_freed_too() -> None:
+    """Freed and resized while installed: what is not ours goes back to where it came from."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    with userswap.install(ram="16MiB") as installation:
+        before = resident()
+        for _ in range(150):
+            array = np.ones(900 << 10, np.uint8)
+            assert not installation.pool.owns(array)
+            array.resize(2 * MIB, refcheck=False)
+            assert installation.pool.owns(array)
+            other = np.ones(900 << 10, np.uint8)
+            del array, other
+        assert resident() < before + 60 * MIB, "each way would leave 130 MiB behind"
 
 
 def test_more_than_the_address_space_is_a_memory_error() -> None:

@@ -770,6 +770,27 @@ def test_descriptors_travel_once(arena: Bytes) -> None:
     assert os.read(r, 100) == b"through"
 
 
+def test_control_messages_that_are_sent_are_unpinned_whatever_comes(arena: Bytes) -> None:
+    check.set_share(FOLIO)  # control over a folio's end takes two pins
+    a, b = socket.socketpair()
+    control = arena[3 * FOLIO - 16 : 3 * FOLIO + 8]
+    body = arena[:4]
+    put(body, b"body")
+    rights = struct.pack("Qiii4x", 20, socket.SOL_SOCKET, socket.SCM_RIGHTS, a.fileno())
+    put(control, rights)
+    vector = (ctypes.c_size_t * 2)(addr(body), 4)
+    head = (ctypes.c_size_t * 7)(0, 0, ctypes.addressof(vector), 1, addr(control), 24, 0)
+    libc.sendmsg.restype = ctypes.c_ssize_t
+    assert libc.sendmsg(a.fileno(), head, 0) == 4
+    assert check.counts()[2] == 0
+    check.fail(3 * FOLIO, errno.EIO)  # its second half
+    assert c_errno(libc.sendmsg(a.fileno(), head, 0)) == errno.EIO
+    assert check.counts()[2] == 0, "the first half"
+    received, fds, _, _ = socket.recv_fds(b, 100, 4)
+    assert (received, len(fds)) == (b"body", 1), "sent once"
+    os.close(fds[0])
+
+
 def test_headers_addresses_and_control_in_swapped_memory(arena: Bytes) -> None:
     a, b = udp()
     b.setsockopt(socket.IPPROTO_IP, 8, 1)  # IP_PKTINFO: a control message with each datagram
