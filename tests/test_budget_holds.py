@@ -217,6 +217,19 @@ def test_the_books_of_the_budget_add_up() -> None:
     assert most > 0.9 * stats.budget_bytes
 
 
+def test_fault_times_agree_with_one_another() -> None:
+    """Half of the faults take the median and more (within a bucket's sixteenth): so much the total must be."""
+    pool = fresh_pool("32MiB", swap="none")
+    array = pool.array(data("walk", 8 * MIB, 1))
+    for _ in range(4):
+        pool.evict()
+        array[::4096].sum()
+    stats = pool.stats()
+    assert stats.faults >= 3 * 128
+    assert 0 < stats.fault_ns_p50 <= stats.fault_ns_p99 <= stats.fault_ns_total
+    assert stats.fault_ns_total >= stats.faults / 2 * stats.fault_ns_p50 * 0.93
+
+
 def test_compaction_makes_room_before_the_budget_is_exceeded() -> None:
     """Without a swap file, holes in the pool are the only room that there is."""
     pool = fresh_pool("24MiB", swap="none")

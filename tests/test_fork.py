@@ -460,3 +460,33 @@ assert all(np.array_equal(array[i], noise(i + 100)) for i in range(20))
     )
     result = run_python(code)
     assert result.returncode == 0, result.stderr
+
+
+def test_threads_of_a_child_share_the_one_swap_file_that_it_opens() -> None:
+    """It is opened when the first of them needs it; a second one must not take its place."""
+    code = (
+        PRELUDE
+        + """
+pool = userswap.Pool(ram="32MiB")
+array = pool.empty((24, 1 << 17))
+for i in range(24): array[i] = values(i)
+pool.evict(); pool.evict()
+codes = []
+for turn in range(8):
+    pid = os.fork()
+    if pid == 0:
+        barrier = threading.Barrier(4)
+        def push():
+            barrier.wait()
+            while pool.writeback(1 << 17): pass
+        threads = [threading.Thread(target=push) for _ in range(4)]
+        for t in threads: t.start()
+        for t in threads: t.join()
+        if not pool.stats().writebacks: os._exit(4)
+        os._exit(0 if all(np.array_equal(array[i], values(i)) for i in range(0, 24, 2)) else 3)
+    codes.append(wait(pid))
+assert codes == [0] * 8, codes
+"""
+    )
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr

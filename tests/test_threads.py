@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from helpers import check_empty, check_pool, fresh_pool
+from helpers import check_empty, check_pool, data, fresh_pool
 
 WORDS = 512  # int64 in a page
 PIECE = 16 * WORDS  # a folio's worth: NumPy lets go of the GIL for these
@@ -132,3 +132,59 @@ def test_a_writer_in_the_middle_of_swap_out_loses_nothing() -> None:
         stop.set()
         thread.join()
     assert pool.stats().swap_ins > 100
+
+
+def test_writebacks_of_several_threads_do_not_mix_their_bytes() -> None:
+    """They all gather into one buffer."""
+    pool = fresh_pool("32MiB")
+    expected = [data("walk", 1 << 20, i) for i in range(16)]
+    for turn in range(4):
+        arrays = [pool.array(model) for model in expected]
+        pool.evict()
+        pool.evict()
+        barrier = threading.Barrier(4)
+
+        def push(barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            while pool.writeback(1 << 18):
+                pass
+
+        crew = [threading.Thread(target=push) for _ in range(4)]
+        for thread in crew:
+            thread.start()
+        for thread in crew:
+            thread.join()
+        stats = check_pool(pool)
+        assert stats.slot_bytes == stats.stored_bytes > 0, "nothing is left in zswap"
+        for i, array in enumerate(arrays):
+            assert np.array_equal(array, expected[i]), (turn, i)
+        del arrays, array
+    check_empty(pool)
+
+
+def test_who_evicted_a_folio_waits_for_it_like_all_others() -> None:
+    """The thread that swapped a folio out, and meets another thread bringing it back, must not think it is its own."""
+    pool = fresh_pool()
+    array: Any = pool.array(np.arange(PIECE) * 3)
+    expected = np.arange(PIECE) * 3
+    go, ready = threading.Barrier(3), threading.Barrier(3)
+    wrong: list[int] = []
+    turns = 300
+
+    def look(me: int) -> None:
+        for turn in range(turns):
+            if turn % 3 == me:
+                pool.evict()
+                pool.evict()
+            go.wait()
+            if not np.array_equal(array, expected):
+                wrong.append(turn)
+            ready.wait()
+
+    crew = [threading.Thread(target=look, args=(i,)) for i in range(3)]
+    for thread in crew:
+        thread.start()
+    for thread in crew:
+        thread.join()
+    assert not wrong
+    check_pool(pool)
