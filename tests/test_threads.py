@@ -188,3 +188,42 @@ def test_who_evicted_a_folio_waits_for_it_like_all_others() -> None:
         thread.join()
     assert not wrong
     check_pool(pool)
+
+
+def test_what_is_being_stored_is_not_moved_before_it_is_whole() -> None:
+    """Compaction and writeback run without a pause while objects of all sizes come and go: only whole ones may move."""
+    pool = fresh_pool("48MiB")
+    stop = threading.Event()
+    wrong: list[int] = []
+
+    def store(me: int) -> None:
+        rng = np.random.default_rng(me)
+        array: Any = pool.empty((16, 8192), np.int64)
+        while not stop.is_set():
+            # few distinct lengths in many size classes: nearly empty segments, which compaction likes best
+            model = rng.integers(0, 1 << rng.integers(2, 40, 16)[:, None], (16, 8192))
+            array[:] = model
+            pool.evict(1 << 20)
+            pool.evict(1 << 20)
+            if not np.array_equal(array, model):
+                wrong.append(me)
+                stop.set()
+
+    def move() -> None:
+        while not stop.is_set():
+            pool._core.compact()
+
+    def push() -> None:
+        while not stop.is_set():
+            pool.writeback(1 << 16)
+
+    crew = [threading.Thread(target=store, args=(i,)) for i in range(2)]
+    crew += [threading.Thread(target=move), threading.Thread(target=push)]
+    for thread in crew:
+        thread.start()
+    stop.wait(1.5)
+    stop.set()
+    for thread in crew:
+        thread.join()
+    assert not wrong
+    check_pool(pool)
