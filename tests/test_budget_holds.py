@@ -23,6 +23,7 @@ def rss():
 kind = sys.argv[1]
 rng = np.random.default_rng(1)
 np.round(np.cumsum(rng.standard_normal(1 << 17)), 2)        # what the interpreter and NumPy need anyway
+userswap.Pool                                               # the libraries, loaded at the first use
 before = rss()
 pool = userswap.Pool(ram="96MiB")
 array = pool.empty((256, 1 << 17))                          # 256 MiB
