@@ -8,6 +8,9 @@ from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint32_t
 from libc.stdio cimport snprintf
 from libc.string cimport memset
 
+from userswap.native.mman cimport (
+    MADV_DONTDUMP, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap,
+)
 from userswap.native.us cimport (
     us_add, us_futex_wait, us_futex_wake, us_lock, us_mutex, us_now, us_read, us_unlock,
 )
@@ -42,18 +45,6 @@ cdef extern from "<dlfcn.h>" nogil:
     void* dlopen(const char* path, int flags)
     void* dlsym(void* library, const char* name)
     char* dlerror()
-
-
-cdef extern from "<sys/mman.h>" nogil:
-    enum:
-        PROT_READ
-        PROT_WRITE
-        MAP_PRIVATE
-        MAP_ANONYMOUS
-        MADV_DONTDUMP
-    void* MAP_FAILED
-    void* mmap(void* address, size_t length, int prot, int flags, int fd, long offset)
-    int madvise(void* address, size_t length, int advice)
 
 
 ctypedef blosc2_cparams (*cparams_fn)() noexcept nogil

@@ -5,6 +5,9 @@ the caller owns the folio (BUSY), the kernel does the rest.
 """
 from libc.errno cimport EAGAIN, EEXIST, EINVAL, ENOENT, errno
 from libc.stdint cimport int64_t, uint64_t
+from userswap.native.mman cimport (
+    MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, madvise, mmap, munlock,
+)
 
 from userswap.native.descriptors cimport descriptor_guard, descriptor_release
 
@@ -57,17 +60,6 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
-
-cdef extern from "<sys/mman.h>" nogil:
-    enum:
-        PROT_READ
-        MAP_PRIVATE
-        MAP_ANONYMOUS
-        MADV_DONTNEED
-    void* MAP_FAILED
-    void* mmap(void* address, size_t length, int prot, int flags, int fd, long offset)
-    int madvise(void* address, size_t length, int advice)
-    int munlock(const void* address, size_t length)
 
 cdef enum:
     MADV_DONTNEED_LOCKED = 24   # Linux 5.18

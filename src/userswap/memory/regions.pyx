@@ -10,22 +10,12 @@ from libc.stdlib cimport calloc, free
 
 from userswap.backends.codec cimport FOLIO_BYTES, FOLIO_SHIFT
 from userswap.memory.frames cimport frames_open
+from userswap.native.mman cimport (
+    MADV_DONTDUMP, MADV_NOHUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE,
+    PROT_READ, PROT_WRITE, madvise, mmap, munmap,
+)
 from userswap.native.us cimport us_add, us_assert, us_load_ptr, us_lock, us_max, us_mutex, us_store_ptr, us_unlock
 from userswap.swap.space cimport space_delete
-
-cdef extern from "<sys/mman.h>" nogil:
-    enum:
-        PROT_READ
-        PROT_WRITE
-        MAP_PRIVATE
-        MAP_ANONYMOUS
-        MAP_NORESERVE
-        MADV_DONTDUMP
-        MADV_NOHUGEPAGE
-    void* MAP_FAILED
-    void* mmap(void* address, size_t length, int prot, int flags, int fd, long offset)
-    int munmap(void* address, size_t length)
-    int madvise(void* address, size_t length, int advice)
 
 cdef enum:
     EXTENT_CLASSES = 160

@@ -23,20 +23,10 @@ system call each time; a chunk goes back when it is wholly free and another one 
 from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
+from userswap.native.mman cimport (
+    MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap, munmap,
+)
 from userswap.native.us cimport us_add, us_assert, us_chaos, us_debug, us_store
-
-
-cdef extern from "<sys/mman.h>" nogil:
-    enum:
-        PROT_READ
-        PROT_WRITE
-        MAP_PRIVATE
-        MAP_ANONYMOUS
-        MADV_DONTNEED
-    void* MAP_FAILED
-    void* mmap(void* address, size_t length, int prot, int flags, int fd, long offset)
-    int munmap(void* address, size_t length)
-    int madvise(void* address, size_t length, int advice)
 
 
 cdef extern from * nogil:

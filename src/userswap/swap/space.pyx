@@ -23,6 +23,10 @@ from userswap.backends.zswap cimport (
     zswap_alloc, zswap_bytes, zswap_coldest, zswap_compact, zswap_delete, zswap_free, zswap_memory,
     zswap_metadata, zswap_new, zswap_set_owner, zswap_stored,
 )
+from userswap.native.mman cimport (
+    MADV_DONTDUMP, MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE,
+    PROT_READ, PROT_WRITE, madvise, mmap, munmap,
+)
 from userswap.native.us cimport us_add, us_chaos, us_lock, us_now, us_read, us_unlock, us_write
 from userswap.swap.entry cimport (
     SAME, SLOT, ZSWAP, entry_make, entry_payload, entry_type, same_fits, same_make, same_value, slot_count,
@@ -30,20 +34,6 @@ from userswap.swap.entry cimport (
 )
 from userswap.swap.kin cimport kin_alive
 from userswap.swap.map cimport swap_map_design
-
-cdef extern from "<sys/mman.h>" nogil:
-    enum:
-        PROT_READ
-        PROT_WRITE
-        MAP_PRIVATE
-        MAP_ANONYMOUS
-        MAP_NORESERVE
-        MADV_DONTDUMP
-        MADV_DONTNEED
-    void* MAP_FAILED
-    void* mmap(void* address, size_t length, int prot, int flags, int fd, long offset)
-    int munmap(void* address, size_t length)
-    int madvise(void* address, size_t length, int advice)
 
 cdef extern from "us.h" nogil:
     """

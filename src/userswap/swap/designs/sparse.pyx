@@ -43,6 +43,7 @@ from libc.errno cimport ENOMEM, EOVERFLOW
 from libc.limits cimport INT_MAX
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from userswap.native.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
 from userswap.native.us cimport (
     us_and, us_assert, us_cas, us_chaos, us_futex_wake, us_load, us_lock, us_mutex, us_or, us_pause, us_read,
     us_store, us_unlock, us_word_wait, us_write,
@@ -57,16 +58,6 @@ from userswap.swap.radix cimport (
     radix_first_room, radix_leaf, radix_make, radix_room, radix_slot, slab_delete,
 )
 
-
-cdef extern from "<sys/mman.h>" nogil:
-    enum:
-        PROT_READ
-        PROT_WRITE
-        MAP_PRIVATE
-        MAP_ANONYMOUS
-    void* MAP_FAILED
-    void* mmap(void* address, size_t length, int prot, int flags, int fd, long offset)
-    int munmap(void* address, size_t length)
 
 cdef enum:
     MAP_BYTES = 4096            # what the map itself lives in
