@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from helpers import FOLIO, check_pool, data, fresh_pool, run_python
+from support import small_disk
 from userswap import _core, numpy_hook
 
 MIB = 1 << 20
 
 
-@contextlib.contextmanager
-def small_disk(tmp_path: Path, mib: int) -> Iterator[Path]:
-    """A real file system of its own, so that it can be filled."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a file system needs root")
-    image, mount = tmp_path / "disk", tmp_path / "mount"
-    mount.mkdir()
-    with image.open("wb") as file:
-        file.truncate(mib * MIB)
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
-    if subprocess.run(["mount", "-o", "loop", image, mount], check=False).returncode != 0:
-        pytest.skip("loop mounts are not allowed here")
-    try:
-        yield mount
-    finally:
-        subprocess.run(["umount", "-l", mount], check=True)
-
-
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting file systems needs root")
 def test_a_full_disk_loses_nothing_warns_once_and_writeback_resumes(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,6 +27,3 @@ cdef int codec_compress(Worker* worker, int recipe, const void* data, int n) noe
 cdef int codec_choose(Worker* worker, const void* data, int n) noexcept nogil
 # 0, or -EIO when the packed data is not whole or is not of n bytes.
 cdef int codec_decompress(Worker* worker, const void* packed, int length, void* data, int n) noexcept nogil
-# Length that packed data says it has (first 32 bytes suffice).
-cdef int codec_length(const void* packed) noexcept nogil
-cdef const char* recipe_name(int recipe) noexcept nogil

@@ -261,14 +261,6 @@ cdef int codec_decompress(Worker* worker, const void* packed, int length, void* 
     return 0
 
 
-cdef int codec_length(const void* packed) noexcept nogil:
-    return (<const int32_t*>(<const char*>packed + HEADER_CBYTES))[0]
-
-
-cdef const char* recipe_name(int recipe) noexcept nogil:
-    return recipes[recipe].name
-
-
 def soname() -> str:
     """File name of the Blosc2 library that this build can use, such as ``libblosc2.so.9``."""
     return US_BLOSC2_SONAME.decode()

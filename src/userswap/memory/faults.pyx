@@ -190,7 +190,6 @@ cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writi
         us_add(&pool.swapped_bytes, -<int64_t>bytes)
         if writing:
             swap_put(pool.swap, id)
-    us_add(&pool.resident_folios, 1)
     us_chaos()
     us_word_release(at, next | YOUNG, WAITERS)
     return 0
@@ -333,7 +332,6 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
         us_assert(error == 0, "vacating a folio that is in place works")
         freed += <int64_t>bytes
         us_add(&pool.swapped_bytes, <int64_t>bytes)
-        us_add(&pool.resident_folios, -(i - first))
         reclaim_uncharge(&pool.reclaim, <int64_t>bytes)
         while first < i:
             us_word_release(&region.words[victims[first].index], victims[first].next, WAITERS)
@@ -440,7 +438,7 @@ cdef void memory_free(void* start) noexcept nogil:
     cdef Region* region = region_at(start)
     cdef MemoryPool* pool
     cdef uint64_t i, word
-    cdef int64_t resident = 0, swapped = 0, folios = 0
+    cdef int64_t resident = 0, swapped = 0
     if region == NULL or region.base != <char*>start:
         return
     enter()
@@ -457,13 +455,11 @@ cdef void memory_free(void* start) noexcept nogil:
             swap_put(pool.swap, word_id(word))
         if word_resident(word):
             resident += <int64_t>folio_bytes(region, i)
-            folios += 1
         elif word_state(word) == SWAPPED:
             swapped += <int64_t>folio_bytes(region, i)
     if resident:
         frame_vacate(region.base, region.bytes)
     us_add(&pool.swapped_bytes, -swapped)
-    us_add(&pool.resident_folios, -folios)
     reclaim_uncharge(&pool.reclaim, resident)
     region_release(region)
     leave()

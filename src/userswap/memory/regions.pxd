@@ -36,7 +36,6 @@ cdef struct MemoryPool:
     int64_t region_count
     int64_t virtual_bytes
     int64_t peak_virtual
-    int64_t resident_folios     # CLEAN and DIRTY
     int64_t swapped_bytes       # of folios that are SWAPPED
     int64_t faults
     int64_t fault_ns
