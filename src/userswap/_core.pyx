@@ -9,13 +9,14 @@ from libc.stdint cimport int64_t, uint64_t
 from userswap.backends.codec cimport FOLIO_BYTES, codec_metadata
 from userswap.backends.swapfile cimport SwapFile, swapfile_delete, swapfile_new
 from userswap.memory.faults cimport (
-    faults_install, memory_check, memory_compact, memory_evict, memory_pool_close, memory_writeback, pool_bind,
+    faults_install, memory_check, memory_compact, memory_evict, memory_holders, memory_pool_close, memory_writeback,
+    pool_bind,
 )
 from userswap.memory.regions cimport BUCKETS, MemoryPool, arena_open, pool_get, pool_new, region_at
 from userswap.native.us cimport us_debug, us_read
 from userswap.reclaim.reclaim cimport reclaim_used
 from userswap.swap.space cimport (
-    SwapSpace, space_delete, space_metadata, space_new, space_pool_bytes, space_slot_bytes,
+    SwapSpace, space_metadata, space_new, space_pool_bytes, space_slot_bytes,
     space_stored_bytes,
 )
 
@@ -56,7 +57,7 @@ cdef class Core:
                   directory: str, hard: bool):
         """`limit`: bytes. `fd`: an open swap file (owned from now on) or -1. `directory`: for children's own."""
         cdef SwapFile* device = NULL
-        cdef SwapSpace* space
+        cdef SwapSpace* space = NULL
         cdef int64_t bounce = min(1 << 20, max(128 << 10, limit // 64)) // 4096 * 4096
         name = file_name.encode(errors="replace")
         chosen = design.encode()
@@ -66,16 +67,14 @@ cdef class Core:
                 os.close(fd)
                 raise MemoryError("no memory for the swap file's slot map")
         place = directory.encode(errors="surrogateescape")
-        space = space_new(chosen, address_space, device, bounce, file_limit, place)
+        self.pool = pool_new(limit)
+        if self.pool != NULL:
+            space = space_new(chosen, address_space, device, bounce, file_limit, place, memory_holders(), self.pool)
         if space == NULL:
             if device != NULL:
                 swapfile_delete(device, True)
-            raise MemoryError("no address space for the compressed pool")
-        self.pool = pool_new(space, limit)
-        if self.pool == NULL:
-            space_delete(space)
-            raise MemoryError("no memory for a pool")
-        pool_bind(self.pool)
+            raise MemoryError("no memory for a pool, or no address space for the compressed one")
+        pool_bind(self.pool, space)
         self.pool.reclaim.hard = hard
         # Faults of several threads at once go over the limit by a folio and its packed copy each.
         self.pool.reclaim.headroom = min(8 * FOLIO_BYTES, limit // 64)

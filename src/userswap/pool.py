@@ -191,7 +191,7 @@ class Pool:
         *,
         min_array: int | str = "1MiB",
         hard: bool = False,
-        map_design: str = "sparse",
+        map_design: str = "on_demand",
     ) -> None:
         self.budget_reason: str | None = None
         """Where the budget comes from, when it was not given."""
@@ -347,7 +347,7 @@ def install(
     *,
     min_array: int | str = "1MiB",
     hard: bool = False,
-    map_design: str = "sparse",
+    map_design: str = "on_demand",
 ) -> Installation:
     """From here on every NumPy array of `min_array` bytes and more lives in swap, whichever thread makes it.
 

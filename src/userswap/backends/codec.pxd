@@ -27,3 +27,5 @@ cdef int codec_compress(Worker* worker, int recipe, const void* data, int n) noe
 cdef int codec_choose(Worker* worker, const void* data, int n) noexcept nogil
 # 0, or -EIO when the packed data is not whole or is not of n bytes.
 cdef int codec_decompress(Worker* worker, const void* packed, int length, void* data, int n) noexcept nogil
+# What was packed, bytes, from the header; -1: there is none.
+cdef int codec_size(const void* packed, int length) noexcept nogil

@@ -261,6 +261,12 @@ cdef int codec_decompress(Worker* worker, const void* packed, int length, void* 
     return 0
 
 
+cdef int codec_size(const void* packed, int length) noexcept nogil:
+    if length < HEADER_LENGTH:
+        return -1
+    return (<const int32_t*>(<const char*>packed + HEADER_NBYTES))[0]
+
+
 def soname() -> str:
     """File name of the Blosc2 library that this build can use, such as ``libblosc2.so.9``."""
     return US_BLOSC2_SONAME.decode()

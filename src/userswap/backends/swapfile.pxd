@@ -16,6 +16,8 @@ cdef void swapfile_delete(SwapFile* f, bint discard) noexcept nogil
 cdef const char* swapfile_name(SwapFile* f) noexcept nogil
 # A run of `n` (1 .. 512) slots within one cluster: its first slot, or -ENOSPC.
 cdef int64_t swapfile_alloc(SwapFile* f, int n) noexcept nogil
+# Marks a given run of free slots as used: for a swap map whose ids are slots. Not together with swapfile_alloc.
+cdef void swapfile_take(SwapFile* f, int64_t slot, int n) noexcept nogil
 # Frees any part of a run; a cluster that becomes empty is given back to the file system (hole punched).
 cdef void swapfile_free(SwapFile* f, int64_t slot, int n) noexcept nogil
 # Whole transfers of n * SLOT_BYTES at a 4096-aligned buffer, EINTR and short transfers handled: 0 or -errno.

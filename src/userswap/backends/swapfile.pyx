@@ -32,6 +32,9 @@ cdef extern from "<sys/mman.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     int ftruncate(int fd, int64_t length)
 
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
 cdef extern from "<fcntl.h>" nogil:
     int fallocate(int fd, int mode, int64_t offset, int64_t length)
     enum:
@@ -202,8 +205,8 @@ cdef SwapFile* swapfile_new(int fd, uint64_t limit, const char* name) noexcept n
     cdef int kept = c.errno
     cdef void* p
     cdef SwapFile* f
-    # An entry has 36 bits for a slot; that is also far from what a list's 32 bits can number.
-    if slots == 0 or slots > <uint64_t>1 << 36:
+    # An entry has 35 bits for a slot; that is also far from what a list's 32 bits can number.
+    if slots == 0 or slots > <uint64_t>1 << 35:
         return NULL
     n = head + clusters * sizeof(Cluster)
     p = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
@@ -289,6 +292,23 @@ cdef int64_t swapfile_alloc(SwapFile* f, int n) noexcept nogil:
         enlist(f, number, longest)      # the bound was too high: less from now on, so this ends
     us_unlock(&f.mutex)
     return slot
+
+cdef void swapfile_take(SwapFile* f, int64_t slot, int n) noexcept nogil:
+    cdef uint32_t number = <uint32_t>(slot >> CLUSTER_SHIFT) + 1
+    cdef uint32_t first = <uint32_t>(slot & (CLUSTER_SLOTS - 1))
+    cdef Cluster* k = cluster(f, number)
+    us_assert(n >= 1 and first + n <= slots_of(f, number), b"a run lies in one cluster")
+    while True:
+        us_lock(&f.mutex)
+        if not k.punching:
+            break
+        us_unlock(&f.mutex)
+        sched_yield()           # what is written now would be punched out
+    set_range(k, first, n, True)
+    k.count += <uint16_t>n
+    us_write(&f.used, f.used + n)
+    us_unlock(&f.mutex)
+
 
 cdef void punch(SwapFile* f, uint32_t number) noexcept nogil:
     # The cluster is marked and in no list; the mutex is not held. Gives its blocks back and lists it.

@@ -26,7 +26,7 @@ from userswap.native.us cimport (
     us_add, us_and, us_assert, us_cas, us_chaos, us_load, us_lock, us_mutex, us_now, us_or, us_read, us_trylock,
     us_unlock, us_word_release, us_word_wait, us_write,
 )
-from userswap.swap.entry cimport ENTRY_FLAGS, ENTRY_LOCKED, ENTRY_WAITERS, ZSWAP, entry_make, entry_payload, entry_type
+from userswap.swap.entry cimport ENTRY_LOCKED, ENTRY_WAITERS, ZSWAP, entry_make, entry_payload, entry_seen, entry_type
 
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -850,7 +850,7 @@ cdef uint64_t entry_lock(uint64_t* entry) noexcept nogil:
         if word & ENTRY_LOCKED:
             us_word_wait(entry, word, ENTRY_WAITERS)
         elif us_cas(entry, word, word | ENTRY_LOCKED):
-            return word & ~<uint64_t>ENTRY_FLAGS
+            return entry_seen(word)
 
 cdef bint owner_locked(void* ctx, uint64_t owner, uint64_t handle) noexcept nogil:
     cdef uint64_t* entry = &(<Owners*>ctx).entries[owner]
@@ -987,7 +987,7 @@ cdef class ZswapPool:
         cdef uint64_t word = us_load(entry)
         if not word & ENTRY_LOCKED:
             raise ValueError(f"owner {owner} is not locked")
-        us_word_release(entry, word & ~<uint64_t>ENTRY_FLAGS, ENTRY_WAITERS)
+        us_word_release(entry, entry_seen(word), ENTRY_WAITERS)
 
     def set_owner(self, uint64_t handle, uint64_t owner):
         """Say whose an object is; 0 takes it out of what compaction and the clock look at."""

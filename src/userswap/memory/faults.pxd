@@ -3,11 +3,15 @@
 from libc.stdint cimport int64_t, uint64_t
 
 from userswap.memory.regions cimport MemoryPool, Region
+from userswap.swap.map cimport HolderOps
+from userswap.swap.space cimport SwapSpace
 
 # Handler, wrappers and fork handlers; the arena must be open. Again: makes sure of the first place. 0 or -errno.
 cdef int faults_install() noexcept nogil
-# Gives the pool's reclaim its evict function; before the pool's first region.
-cdef void pool_bind(MemoryPool* pool) noexcept nogil
+# Ties a pool to its swap space and its reclaim to the evict function; before the pool's first region.
+cdef void pool_bind(MemoryPool* pool, SwapSpace* swap) noexcept nogil
+# The pool's page-table words as the swap space needs them: to be made with these, and the pool as `ctx`.
+cdef const HolderOps* memory_holders() noexcept nogil
 # Memory for the program: page-aligned zeros, or NULL. Called from ordinary code, not from the handler.
 cdef void* memory_new(MemoryPool* pool, uint64_t bytes) noexcept nogil
 cdef void memory_free(void* start) noexcept nogil

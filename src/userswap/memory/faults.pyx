@@ -26,8 +26,8 @@ from userswap.memory.pagetable cimport (
     word_resident, word_state,
 )
 from userswap.memory.regions cimport (
-    BUCKETS, PAGE_BYTES, MemoryPool, Region, arena_end, arena_start, folio_bytes, pool_first, pool_put, region_at,
-    region_folios, region_new, region_release, region_unlink,
+    BUCKETS, PAGE_BYTES, MemoryPool, Region, arena_end, arena_end_word, arena_first_word, arena_start, folio_bytes,
+    pool_first, pool_put, region_at, region_folios, region_new, region_of_word, region_release, region_unlink,
 )
 from userswap.memory.syscalls cimport PinOps, siginfo_t, sigbus_chain, sigbus_install, syscalls_install
 from userswap.native.us cimport (
@@ -36,8 +36,9 @@ from userswap.native.us cimport (
 )
 from userswap.reclaim.reclaim cimport reclaim_charge, reclaim_uncharge
 from userswap.swap.kin cimport kin_after_fork, kin_before_fork
+from userswap.swap.map cimport HolderOps
 from userswap.swap.space cimport (
-    space_has_slots, space_inherit, swap_compact, swap_in, swap_out, swap_put, swap_writeback,
+    SwapSpace, space_has_slots, space_inherit, swap_compact, swap_in, swap_out, swap_put, swap_writeback,
 )
 
 cdef extern from *:
@@ -310,7 +311,8 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
         elif error == 0:
             bytes = folio_bytes(region, victims[i].index)
             us_set_reading(folio_at(region, victims[i].index))
-            id = swap_out(pool.swap, worker, folio_at(region, victims[i].index), <int>bytes, &region.hint, &refused)
+            id = swap_out(pool.swap, worker, folio_at(region, victims[i].index), <int>bytes, &region.hint,
+                          <uint64_t>&region.words[victims[i].index], &refused)
             us_set_reading(NULL)
             if id:
                 victims[i].next = word_make(SWAPPED, id)
@@ -361,6 +363,63 @@ cdef int64_t evict(void* ctx, int64_t want) noexcept nogil:
             first = last
     codec_give(worker)
     return freed
+
+
+# ---- page-table words from the side of storage: what the swap space calls (see map.pxd) ----
+
+cdef uint64_t word_trylock(void* ctx, uint64_t holder, uint64_t id) noexcept nogil:
+    """Sets BUSY on a word that has this id (any, if 0), unless somebody has it or a system call has it pinned."""
+    cdef uint64_t* at = <uint64_t*>holder
+    cdef uint64_t word = us_load(at)
+    cdef Region* region
+    if word & (BUSY | PIN_MASK) or word_id(word) == 0 or (id and word_id(word) != id):
+        return 0
+    us_chaos()
+    if not us_cas(at, word, word | BUSY):
+        return 0
+    # With an id it belongs to a live region, which stays while the word is BUSY. Another pool's ids mean nothing here.
+    region = region_of_word(at)
+    if region == NULL or region.pool != <MemoryPool*>ctx:
+        us_word_release(at, word & ~<uint64_t>WAITERS, WAITERS)
+        return 0
+    return word_id(word)
+
+
+cdef void word_unlock(void* ctx, uint64_t holder, uint64_t id) noexcept nogil:
+    cdef uint64_t* at = <uint64_t*>holder
+    cdef uint64_t word = us_load(at)
+    us_assert((word & BUSY) != 0 and word_id(word) != 0, "who unlocks a word has it locked")
+    us_chaos()
+    us_word_release(at, word_make(word_state(word), id) | (word & YOUNG), WAITERS)
+
+
+cdef uint64_t word_next(void* ctx, uint64_t after, uint64_t* id) noexcept nogil:
+    """Regions in the order of their pool's list would come and go: all words of the arena that are in use, by address."""
+    cdef uint64_t* at = <uint64_t*>after
+    cdef uint64_t* end
+    cdef Region* region
+    at = arena_first_word() if at == NULL else at + 1
+    end = arena_end_word()
+    while at < end:
+        region = region_of_word(at)
+        if region == NULL or region.pool != <MemoryPool*>ctx:
+            at += 1
+            continue
+        id[0] = word_id(us_load(at))
+        if id[0]:
+            return <uint64_t>at
+        at += 1
+    return 0
+
+
+cdef HolderOps holder_ops
+holder_ops.trylock = word_trylock
+holder_ops.unlock = word_unlock
+holder_ops.next = word_next
+
+
+cdef const HolderOps* memory_holders() noexcept nogil:
+    return &holder_ops
 
 
 # ---- the handler ----
@@ -682,6 +741,8 @@ cdef int faults_install() noexcept nogil:
     return error
 
 
-cdef void pool_bind(MemoryPool* pool) noexcept nogil:
+cdef void pool_bind(MemoryPool* pool, SwapSpace* swap) noexcept nogil:
+    pool.swap = swap
+    pool.reclaim.swap = swap
     pool.reclaim.evict = evict
     pool.reclaim.ctx = pool

@@ -47,6 +47,10 @@ cdef Region** arena_owner       # by granule; NULL where there is no region
 
 cdef int arena_open() noexcept nogil                            # 0 or -errno; once a process
 cdef uint64_t arena_bytes() noexcept nogil
+# The region that a page-table word belongs to, NULL if none: words live as long as the arena, regions come and go.
+cdef Region* region_of_word(const uint64_t* word) noexcept nogil
+cdef uint64_t* arena_first_word() noexcept nogil
+cdef uint64_t* arena_end_word() noexcept nogil                  # past the last that was ever used
 cdef Region* region_at(const void* address) noexcept nogil      # NULL: not in use (also beyond a region's bytes)
 # A region of at least `bytes` of zeros. NULL: no address space.
 cdef Region* region_new(MemoryPool* pool, uint64_t bytes) noexcept nogil
@@ -57,7 +61,7 @@ cdef void region_release(Region* region) noexcept nogil
 cdef uint64_t folio_bytes(const Region* region, uint64_t index) noexcept nogil
 cdef uint64_t region_folios(const Region* region) noexcept nogil
 
-cdef MemoryPool* pool_new(SwapSpace* swap, int64_t limit) noexcept nogil
+cdef MemoryPool* pool_new(int64_t limit) noexcept nogil          # without a swap space yet (pool_bind)
 cdef void pool_get(MemoryPool* pool) noexcept nogil
 cdef void pool_put(MemoryPool* pool) noexcept nogil             # the last reference frees everything
 cdef MemoryPool* pool_first() noexcept nogil                    # for fork: every pool of the process

@@ -95,6 +95,22 @@ cdef Region* region_at(const void* address) noexcept nogil:
     return region
 
 
+cdef Region* region_of_word(const uint64_t* word) noexcept nogil:
+    return <Region*>us_load_ptr(<void**>&arena_owner[word - arena_words])
+
+
+cdef uint64_t* arena_first_word() noexcept nogil:
+    return arena_words
+
+
+cdef uint64_t* arena_end_word() noexcept nogil:
+    cdef uint64_t used
+    us_lock(&arena_lock)
+    used = granules_used
+    us_unlock(&arena_lock)
+    return &arena_words[used]
+
+
 cdef uint64_t region_folios(const Region* region) noexcept nogil:
     return (region.bytes + FOLIO_BYTES - 1) >> FOLIO_SHIFT
 
@@ -198,14 +214,12 @@ cdef void region_release(Region* region) noexcept nogil:
     pool_put(pool)
 
 
-cdef MemoryPool* pool_new(SwapSpace* swap, int64_t limit) noexcept nogil:
+cdef MemoryPool* pool_new(int64_t limit) noexcept nogil:
     global pools
     cdef MemoryPool* pool = <MemoryPool*>calloc(1, sizeof(MemoryPool))
     if pool == NULL:
         return NULL
-    pool.swap = swap
     pool.references = 1
-    pool.reclaim.swap = swap
     pool.reclaim.limit = limit
     us_lock(&arena_lock)
     pool.next = pools
@@ -229,7 +243,8 @@ cdef void pool_put(MemoryPool* pool) noexcept nogil:
         link = &link[0].next
     link[0] = pool.next
     us_unlock(&arena_lock)
-    space_delete(pool.swap)
+    if pool.swap != NULL:
+        space_delete(pool.swap)
     free(pool)
 
 

@@ -75,6 +75,8 @@ cdef void radix_drop(RadixTree* tree, Node* leaf) noexcept nogil
 cdef void radix_room(Node* leaf, bint room) noexcept nogil
 # The leaf with room that has the lowest index; NULL: none has.
 cdef Node* radix_first_room(RadixTree* tree) noexcept nogil
+# The leaf with the lowest index that is not below this one; NULL: there is none.
+cdef Node* radix_next_leaf(RadixTree* tree, uint64_t index) noexcept nogil
 # The lowest index that has no leaf; RADIX_INDEXES: none is left.
 cdef uint64_t radix_first_hole(RadixTree* tree) noexcept nogil
 

@@ -361,3 +361,33 @@ cdef uint64_t radix_first_hole(RadixTree* tree) noexcept nogil:
         if node.slots[node.first_hole] == 0:
             return ((node.index << RADIX_SHIFT) | <uint64_t>node.first_hole) << ((node.height - 1) * RADIX_SHIFT)
         node = radix_node(node.slots[node.first_hole])
+
+
+cdef Node* radix_next_leaf(RadixTree* tree, uint64_t index) noexcept nogil:
+    cdef Node* root = radix_node(tree.root)
+    cdef Node* node = root
+    cdef Node* child
+    cdef uint64_t i
+    if root == NULL or index >> (root.height * RADIX_SHIFT):
+        return NULL
+    while node.height:
+        # `index` is below `node` here, or left of all of it
+        i = (index >> ((node.height - 1) * RADIX_SHIFT)) & RADIX_MASK
+        child = NULL
+        while i < RADIX_SLOTS:
+            child = radix_node(node.slots[i])
+            if child != NULL:
+                break
+            i += 1
+            index = 0           # further right everything counts
+        if child == NULL:
+            # up, and on to the right
+            while node.parent != NULL and (node.index & RADIX_MASK) == RADIX_MASK:
+                node = node.parent
+            if node.parent == NULL:
+                return NULL
+            index = (node.index + 1) << (node.height * RADIX_SHIFT)
+            node = node.parent
+            continue
+        node = child
+    return node

@@ -6,7 +6,7 @@ from userswap.backends.codec cimport Worker
 from userswap.backends.swapfile cimport SwapFile
 from userswap.backends.zswap cimport Zswap
 from userswap.native.us cimport us_mutex
-from userswap.swap.map cimport SwapMap
+from userswap.swap.map cimport HolderOps, SwapMap
 
 # What a region's data is best compressed with, found by sampling. Plain fields: a lost update only costs
 # a sample too many. One belongs to every region; the swap space reads and writes it.
@@ -22,7 +22,8 @@ ctypedef SwapFile* SwapFilePointer
 
 cdef struct Deferred:
     int64_t slot
-    int64_t slots
+    int32_t slots
+    int32_t id                  # of a map whose ids are slots: freed with them; else 0
 
 cdef struct SwapSpace:
     SwapMap* map
@@ -48,17 +49,21 @@ cdef struct SwapSpace:
     int64_t slot_stored         # packed bytes in slots
     int64_t same_filled
 
-# Takes the device over (NULL: no swap file). NULL: no memory or no such design.
+# Takes the device over (NULL: no swap file). `holders` and `ctx`: of the rooms above, see map.pxd. NULL: no memory or
+# no such design.
 cdef SwapSpace* space_new(const char* design, uint64_t address_space, SwapFile* device, int64_t bounce_bytes,
-                          uint64_t file_limit, const char* directory) noexcept nogil
+                          uint64_t file_limit, const char* directory, const HolderOps* holders,
+                          void* ctx) noexcept nogil
 cdef void space_delete(SwapSpace* s) noexcept nogil
+# Every call with an id comes from its holder, which the caller has locked (see map.pxd); `holder` names it.
 # Stores n bytes (whole pages): a new id with count 1, or 0 with -errno in `error`. `data` may not change meanwhile.
-cdef uint64_t swap_out(SwapSpace* s, Worker* worker, const void* data, int n, CodecHint* hint,
+cdef uint64_t swap_out(SwapSpace* s, Worker* worker, const void* data, int n, CodecHint* hint, uint64_t holder,
                        int* error) noexcept nogil
 # Loads the n bytes of an id into `data`: 0 or -errno (-EIO: the device or the copy is damaged; -ENXIO: it was
 # in the swap file of an ancestor that is out of reach). The id keeps its copy and its count.
 cdef int swap_in(SwapSpace* s, Worker* worker, uint64_t id, void* data, int n) noexcept nogil
-cdef int swap_dup(SwapSpace* s, uint64_t id) noexcept nogil
+# One reference more, for a second holder: 0, -ENOMEM or -EOVERFLOW. The id of both may be another one afterwards.
+cdef int swap_dup(SwapSpace* s, uint64_t* id, uint64_t holder) noexcept nogil
 cdef void swap_put(SwapSpace* s, uint64_t id) noexcept nogil
 # Moves cold folios from zswap to the device, about `want` packed bytes: how many it moved, 0 or -errno.
 cdef int64_t swap_writeback(SwapSpace* s, int64_t want) noexcept nogil

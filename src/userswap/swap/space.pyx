@@ -13,11 +13,12 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, strcpy, strlen
 
 from userswap.backends.codec cimport (
-    PACKED_BYTES, Worker, codec_choose, codec_compress, codec_decompress,
+    FOLIO_BYTES, PACKED_BYTES, Worker, codec_choose, codec_compress, codec_decompress, codec_give, codec_size,
+    codec_take,
 )
 from userswap.backends.swapfile cimport (
     SLOT_BYTES, SwapFile, swapfile_alloc, swapfile_delete, swapfile_free, swapfile_metadata, swapfile_new,
-    swapfile_read, swapfile_used, swapfile_write,
+    swapfile_read, swapfile_take, swapfile_used, swapfile_write,
 )
 from userswap.backends.zswap cimport (
     zswap_alloc, zswap_bytes, zswap_coldest, zswap_compact, zswap_delete, zswap_free, zswap_memory,
@@ -33,7 +34,7 @@ from userswap.swap.entry cimport (
     slot_device, slot_make, slot_offset, slot_raw,
 )
 from userswap.swap.kin cimport kin_alive
-from userswap.swap.map cimport swap_map_design
+from userswap.swap.map cimport HolderOps, SwapMapOptions, swap_map_design
 
 cdef extern from "us.h" nogil:
     """
@@ -58,13 +59,21 @@ cdef enum:
     RETRY_NS = 100000000        # a device that failed is tried again after this long
 
 
-cdef SwapSpace* space_new(const char* design, uint64_t address_space, SwapFile* device,
-                          int64_t bounce_bytes, uint64_t file_limit, const char* directory) noexcept nogil:
-    cdef SwapSpace* s = <SwapSpace*>calloc(1, sizeof(SwapSpace))
+cdef SwapSpace* space_new(const char* design, uint64_t address_space, SwapFile* device, int64_t bounce_bytes,
+                          uint64_t file_limit, const char* directory, const HolderOps* holders,
+                          void* ctx) noexcept nogil:
+    cdef SwapSpace* s
+    cdef SwapMapOptions options
+    if swap_map_design(design) == NULL:
+        return NULL
+    s = <SwapSpace*>calloc(1, sizeof(SwapSpace))
     if s == NULL:
         return NULL
-    if swap_map_design(design) != NULL:
-        s.map = swap_map_design(design).new()
+    options.holders = holders
+    options.ctx = ctx
+    options.slots = file_limit // FOLIO_BYTES if device != NULL else 0
+    options.slot_run = FOLIO_BYTES // SLOT_BYTES
+    s.map = swap_map_design(design).new(&options)
     s.zswap = zswap_new(address_space)
     if device != NULL:
         s.bounce = <char*>mmap(NULL, bounce_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
@@ -138,10 +147,10 @@ cdef int compress_for(Worker* worker, const void* data, int n, CodecHint* hint) 
     return length
 
 
-cdef uint64_t publish(SwapSpace* s, uint64_t entry, int* error) noexcept nogil:
-    cdef uint64_t id = s.map.ops.alloc(s.map, entry)
+cdef uint64_t publish(SwapSpace* s, uint64_t entry, uint64_t holder, int* error) noexcept nogil:
+    cdef uint64_t id = s.map.ops.alloc(s.map, entry, holder)
     if id == 0:
-        error[0] = -ENOMEM
+        error[0] = -ENOSPC if s.map.ops.bound else -ENOMEM
     else:
         us_add(&s.swap_outs, 1)
     return id
@@ -186,22 +195,28 @@ cdef bint device_usable(SwapSpace* s) noexcept nogil:
     return s.current >= 0
 
 
-cdef void free_slots(SwapSpace* s, int device, int64_t slot, int slots) noexcept nogil:
-    """Slots that an id had. Not at once while a forked child may still read them; then, as soon as it can't."""
+cdef void free_slots(SwapSpace* s, uint64_t id, int device, int64_t slot, int slots) noexcept nogil:
+    """Slots that an id had, and the id. Not at once while a forked child may still read them; then, as soon as it
+    can't. An id is kept with its slots only where it is a slot."""
     cdef int64_t count
-    if device < s.inherited:
-        return                          # an ancestor's
+    cdef bint bound = s.map.ops.bound
+    if device < s.inherited:            # an ancestor's
+        s.map.ops.free(s.map, id)
+        return
     if not kin_alive():
         if us_read(&s.deferred_count):
             us_lock(&s.deferred_lock)
             count = us_read(&s.deferred_count)
             while count:
                 count -= 1
-                swapfile_free(s.devices[s.current], s.deferred[count].slot, <int>s.deferred[count].slots)
+                swapfile_free(s.devices[s.current], s.deferred[count].slot, s.deferred[count].slots)
+                if s.deferred[count].id:
+                    s.map.ops.free(s.map, <uint64_t>s.deferred[count].id)
             us_write(&s.deferred_count, 0)
             madvise(s.deferred, DEFERRED_BYTES, MADV_DONTNEED)
             us_unlock(&s.deferred_lock)
         swapfile_free(s.devices[device], slot, slots)
+        s.map.ops.free(s.map, id)
         return
     us_lock(&s.deferred_lock)
     if s.deferred == NULL:
@@ -213,12 +228,46 @@ cdef void free_slots(SwapSpace* s, int device, int64_t slot, int slots) noexcept
         count = us_read(&s.deferred_count)
         s.deferred[count].slot = slot
         s.deferred[count].slots = slots
+        s.deferred[count].id = <int32_t>id if bound else 0
         us_write(&s.deferred_count, count + 1)
     # else the slots stay taken until the pool ends: space on disk is lost, never data
     us_unlock(&s.deferred_lock)
+    if not bound:
+        s.map.ops.free(s.map, id)
 
 
-cdef uint64_t store_in_slots(SwapSpace* s, const char* data, int length, bint raw, int* error) noexcept nogil:
+cdef uint64_t stored_in_slots(SwapSpace* s, uint64_t id, int slots) noexcept nogil:
+    us_write(&s.device_error, 0)
+    us_write(&s.retry_at, 0)
+    us_add(&s.writebacks, 1)
+    us_add(&s.slot_stored, <int64_t>slots * SLOT_BYTES)
+    return id
+
+
+cdef uint64_t store_at_home(SwapSpace* s, const char* data, int n, uint64_t holder, int* error) noexcept nogil:
+    """In the slot that the id is: for maps whose ids are slots. What is there is not packed, as in the kernel."""
+    cdef uint64_t home, id
+    cdef uint64_t ignored = 0
+    if not device_usable(s) or s.current > 0:
+        error[0] = -ENOSPC if s.current == 0 else -ENODEV
+        return 0
+    id = publish(s, slot_make(0, 0, 1, True), holder, error)
+    if id == 0:
+        return 0
+    home = s.map.ops.home(s.map, id)
+    swapfile_take(s.devices[0], slot_offset(home), slot_count(home))
+    error[0] = swapfile_write(s.devices[0], slot_offset(home), n // SLOT_BYTES, data)
+    if error[0] != 0:
+        device_failed(s, error[0])
+        swapfile_free(s.devices[0], slot_offset(home), slot_count(home))
+        s.map.ops.put(s.map, id, 1, &ignored)
+        s.map.ops.free(s.map, id)
+        return 0
+    return stored_in_slots(s, id, slot_count(home))
+
+
+cdef uint64_t store_in_slots(SwapSpace* s, const char* data, int length, bint raw, uint64_t holder,
+                             int* error) noexcept nogil:
     cdef int slots = (length + SLOT_BYTES - 1) // SLOT_BYTES
     cdef int64_t slot
     cdef uint64_t id
@@ -235,18 +284,14 @@ cdef uint64_t store_in_slots(SwapSpace* s, const char* data, int length, bint ra
         device_failed(s, error[0])
         swapfile_free(s.devices[s.current], slot, slots)
         return 0
-    us_write(&s.device_error, 0)
-    us_write(&s.retry_at, 0)
-    id = publish(s, slot_make(s.current, slot, slots, raw), error)
+    id = publish(s, slot_make(s.current, slot, slots, raw), holder, error)
     if id == 0:
         swapfile_free(s.devices[s.current], slot, slots)
         return 0
-    us_add(&s.writebacks, 1)
-    us_add(&s.slot_stored, <int64_t>slots * SLOT_BYTES)
-    return id
+    return stored_in_slots(s, id, slots)
 
 
-cdef uint64_t swap_out(SwapSpace* s, Worker* worker, const void* data, int n, CodecHint* hint,
+cdef uint64_t swap_out(SwapSpace* s, Worker* worker, const void* data, int n, CodecHint* hint, uint64_t holder,
                        int* error) noexcept nogil:
     cdef const uint64_t* words = <const uint64_t*>data
     cdef int length
@@ -254,7 +299,7 @@ cdef uint64_t swap_out(SwapSpace* s, Worker* worker, const void* data, int n, Co
     cdef uint32_t ignored
     error[0] = 0
     if same_filled(words, n // 8) and same_fits(words[0]):
-        id = publish(s, same_make(words[0]), error)
+        id = publish(s, same_make(words[0]), holder, error)
         if id:
             us_add(&s.same_filled, 1)
         return id
@@ -262,17 +307,23 @@ cdef uint64_t swap_out(SwapSpace* s, Worker* worker, const void* data, int n, Co
     if length <= 0:
         # Does not compress: RAM would not be saved by keeping it in zswap. The copy is aligned for O_DIRECT.
         memcpy(worker.packed, data, n)
-        return store_in_slots(s, worker.packed, n, True, error)
+        if s.map.ops.bound:
+            return store_at_home(s, worker.packed, n, holder, error)
+        return store_in_slots(s, worker.packed, n, True, holder, error)
     handle = zswap_alloc(s.zswap, length, 0)
     if handle == 0:
-        return store_in_slots(s, worker.packed, length, False, error)
+        if s.map.ops.bound:
+            memcpy(worker.packed, data, n)
+            return store_at_home(s, worker.packed, n, holder, error)
+        return store_in_slots(s, worker.packed, length, False, holder, error)
     memcpy(zswap_memory(s.zswap, handle, &ignored), worker.packed, length)
     us_chaos()
-    id = publish(s, entry_make(ZSWAP, handle), error)
+    id = publish(s, entry_make(ZSWAP, handle), holder, error)
     if id == 0:
         zswap_free(s.zswap, handle)
         return 0
-    zswap_set_owner(s.zswap, handle, id)        # from here on it may be moved and written back
+    # From here on it may be moved and written back, if the map lets its storage in while the holder is locked.
+    zswap_set_owner(s.zswap, handle, s.map.ops.owner(s.map, id, holder))
     return id
 
 
@@ -297,6 +348,11 @@ cdef int load_entry(SwapSpace* s, Worker* worker, uint64_t entry, void* data, in
         slots = slot_count(entry)
         if s.devices[slot_device(entry)] == NULL:
             return -ENXIO
+        if slot_raw(entry):
+            # a home is as large as a folio can be; what is in it may be a smaller one
+            if slots * SLOT_BYTES < n or (slots * SLOT_BYTES != n and not s.map.ops.bound):
+                return -EIO
+            slots = n // SLOT_BYTES
         if slots * SLOT_BYTES > PACKED_BYTES:
             return -EIO
         error = swapfile_read(s.devices[slot_device(entry)], slot_offset(entry), slots, worker.packed)
@@ -304,8 +360,6 @@ cdef int load_entry(SwapSpace* s, Worker* worker, uint64_t entry, void* data, in
             return error
         if not slot_raw(entry):
             return codec_decompress(worker, worker.packed, slots * SLOT_BYTES, data, n)
-        if slots * SLOT_BYTES != n:
-            return -EIO
         memcpy(data, worker.packed, n)
         return 0
     return -EIO
@@ -315,6 +369,7 @@ cdef int swap_in(SwapSpace* s, Worker* worker, uint64_t id, void* data, int n) n
     cdef uint64_t entry = s.map.ops.lock(s.map, id)
     cdef int error
     us_chaos()
+    # The copy is kept, for a clean folio and for other holders; a write fault puts the id afterwards.
     error = load_entry(s, worker, entry, data, n)
     s.map.ops.unlock(s.map, id, entry)
     if error == 0:
@@ -322,38 +377,43 @@ cdef int swap_in(SwapSpace* s, Worker* worker, uint64_t id, void* data, int n) n
     return error
 
 
-cdef int swap_dup(SwapSpace* s, uint64_t id) noexcept nogil:
-    return s.map.ops.dup(s.map, id)
+cdef int swap_dup(SwapSpace* s, uint64_t* id, uint64_t holder) noexcept nogil:
+    cdef uint64_t before = id[0]
+    cdef uint64_t entry
+    cdef int error = s.map.ops.dup(s.map, id, 1)
+    if id[0] != before:
+        # Storage asks the old owner until it is told: that is the holder, whom the caller has locked.
+        us_chaos()
+        entry = s.map.ops.lock(s.map, id[0])
+        if entry_type(entry) == ZSWAP:
+            zswap_set_owner(s.zswap, entry_payload(entry), s.map.ops.owner(s.map, id[0], holder))
+        s.map.ops.unlock(s.map, id[0], entry)
+    return error
 
 
 cdef void swap_put(SwapSpace* s, uint64_t id) noexcept nogil:
     cdef uint64_t entry
-    if s.map.ops.put(s.map, id, &entry) != 0:
+    if s.map.ops.put(s.map, id, 1, &entry) != 0:
         return
     us_chaos()
+    if entry_type(entry) == SLOT:
+        us_add(&s.slot_stored, -<int64_t>slot_count(entry) * SLOT_BYTES)
+        free_slots(s, id, slot_device(entry), slot_offset(entry), slot_count(entry))
+        return
     if entry_type(entry) == ZSWAP:
         zswap_free(s.zswap, entry_payload(entry))
-    elif entry_type(entry) == SLOT:
-        us_add(&s.slot_stored, -<int64_t>slot_count(entry) * SLOT_BYTES)
-        free_slots(s, slot_device(entry), slot_offset(entry), slot_count(entry))
     s.map.ops.free(s.map, id)
 
 
 cdef bint lock_owner(void* ctx, uint64_t owner, uint64_t handle) noexcept nogil:
     """zswap's callback, under its mutex: is the object still what its owner refers to, and nobody at it?"""
     cdef SwapSpace* s = <SwapSpace*>ctx
-    cdef uint64_t entry = s.map.ops.trylock(s.map, owner)
-    if entry == 0:
-        return False
-    if entry != entry_make(ZSWAP, handle):
-        s.map.ops.unlock(s.map, owner, entry)
-        return False
-    return True
+    return s.map.ops.try_owner(s.map, owner, entry_make(ZSWAP, handle))
 
 
 cdef void owner_moved(void* ctx, uint64_t owner, uint64_t fresh) noexcept nogil:
     cdef SwapSpace* s = <SwapSpace*>ctx
-    s.map.ops.unlock(s.map, owner, entry_make(ZSWAP, fresh))
+    s.map.ops.unlock_owner(s.map, owner, entry_make(ZSWAP, fresh))
 
 
 cdef int64_t swap_compact(SwapSpace* s, int percent, int64_t effort) noexcept nogil:
@@ -380,12 +440,12 @@ cdef int write_batch(SwapSpace* s, uint64_t* handles, uint64_t* owners, int coun
     us_chaos()
     for i in range(count):
         if error:
-            s.map.ops.unlock(s.map, owners[i], entry_make(ZSWAP, handles[i]))
+            s.map.ops.unlock_owner(s.map, owners[i], entry_make(ZSWAP, handles[i]))
             continue
         zswap_memory(s.zswap, handles[i], &length)
         slots = <int>((length + SLOT_BYTES - 1) // SLOT_BYTES)
         zswap_free(s.zswap, handles[i])
-        s.map.ops.unlock(s.map, owners[i], slot_make(s.current, slot, slots, False))
+        s.map.ops.unlock_owner(s.map, owners[i], slot_make(s.current, slot, slots, False))
         slot += slots
         moved[0] += length
         us_add(&s.slot_stored, <int64_t>slots * SLOT_BYTES)
@@ -393,23 +453,59 @@ cdef int write_batch(SwapSpace* s, uint64_t* handles, uint64_t* owners, int coun
     return error
 
 
+cdef int write_home(SwapSpace* s, Worker* worker, uint64_t handle, uint64_t owner, int64_t* moved) noexcept nogil:
+    """The same for one locked object of a map whose ids are slots: unpacked, to the slot that the id is."""
+    cdef uint32_t length
+    cdef const char* packed = zswap_memory(s.zswap, handle, &length)
+    cdef uint64_t home = s.map.ops.home(s.map, owner)
+    cdef int n = codec_size(packed, length)
+    cdef int error = codec_decompress(worker, packed, length, worker.folio, n) if 0 < n <= FOLIO_BYTES else -EIO
+    if error == 0:
+        swapfile_take(s.devices[0], slot_offset(home), slot_count(home))
+        error = swapfile_write(s.devices[0], slot_offset(home), n // SLOT_BYTES, worker.folio)
+        if error:
+            swapfile_free(s.devices[0], slot_offset(home), slot_count(home))
+    us_chaos()
+    if error:
+        s.map.ops.unlock_owner(s.map, owner, entry_make(ZSWAP, handle))
+        return error
+    zswap_free(s.zswap, handle)
+    s.map.ops.unlock_owner(s.map, owner, home)
+    moved[0] += length
+    us_add(&s.slot_stored, <int64_t>slot_count(home) * SLOT_BYTES)
+    us_add(&s.writebacks, 1)
+    return 0
+
+
 cdef int64_t swap_writeback(SwapSpace* s, int64_t want) noexcept nogil:
     cdef uint64_t[BATCH] handles
     cdef uint64_t[BATCH] owners
     cdef int64_t moved = 0, room
-    cdef int count, error = 0
-    if not device_usable(s):
+    cdef int count, i, error = 0
+    cdef Worker* worker = NULL
+    if not device_usable(s) or (s.map.ops.bound and s.current > 0):
         return -ENOSPC if space_has_device(s) else -ENODEV
     us_lock(&s.writeback_lock)
+    if s.map.ops.bound:
+        worker = codec_take()           # before any entry is locked: workers' owners wait for entries
     room = s.bounce_bytes
     while moved < want and error == 0:
         count = zswap_coldest(s.zswap, BATCH, room, handles, owners, lock_owner, s)
         if count == 0:
             break
+        if worker != NULL:
+            for i in range(count):
+                if error:
+                    s.map.ops.unlock_owner(s.map, owners[i], entry_make(ZSWAP, handles[i]))
+                else:
+                    error = write_home(s, worker, handles[i], owners[i], &moved)
+            continue
         error = write_batch(s, handles, owners, count, &moved)
         if error == -ENOSPC and count > 1 and room > PACKED_BYTES:
             error = 0                   # no run that long is left: try shorter ones
             room = room // 2 if room // 2 > PACKED_BYTES else PACKED_BYTES
+    if worker != NULL:
+        codec_give(worker)
     us_unlock(&s.writeback_lock)
     if error:
         device_failed(s, error)
