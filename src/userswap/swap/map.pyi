@@ -49,9 +49,7 @@ class Map:
     def metadata(self) -> int: ...
     def run(
         self,
-        op: Literal[
-            "alloc", "run", "fault", "take", "put", "dup", "count", "cache", "uncache", "cached", "writeback"
-        ],
+        op: Literal["alloc", "run", "fault", "take", "put", "dup", "count", "cache", "uncache", "cached", "writeback"],
         holders: Holders,
         entry: int = 0,
         into: Holders | None = None,

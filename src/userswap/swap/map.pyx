@@ -9,7 +9,7 @@ each:  | id (48) | .. | WAITERS | BUSY |. Below: a table of *objects*, storage t
 """
 cimport cython
 from libc.errno cimport EOVERFLOW
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport strcmp
 
 from userswap.native.mman cimport (
@@ -251,7 +251,7 @@ cdef class Map:
         return self.map.ops.owner(self.map, us_load(word) >> WORD_ID, <uint64_t>word)
 
     def try_owner(self, uint64_t owner, uint64_t entry):
-        """From the side of storage: lock the entry if it still is this one and nobody is at it; whether it is locked."""
+        """From the side of storage: lock the entry if it still is this one and nobody is at it; whether it did."""
         cdef bint locked
         with nogil:
             locked = self.map.ops.try_owner(self.map, owner, entry)
@@ -548,8 +548,8 @@ cdef class Map:
         """What one of several threads does to ids that all share: ``(increments, references held, faults)``.
 
         Holder i of this thread has the same id as holder i of every other thread. In random order: dup into one of its
-        own ``spares`` holders (from ``spare`` on), put one of them; lock, add one to the id's counter without any atomic, change
-        the entry, unlock; the same from the side of storage, and as a swapoff; swap cache in and out; allocate, use
+        own ``spares`` holders (from ``spare`` on), put one of them; lock, add one to the id's counter without any
+        atomic, change the entry, unlock; the same from the side of storage, and as a swapoff; swap cache in and out; allocate, use
         and free ids of its own, singly and in runs. The caller checks that counters grew by the increments.
         ``faults`` counts what was seen to be wrong on the way.
         """
@@ -690,8 +690,8 @@ cdef class Map:
     # A free object, taken under the lock of the storage; -1: none.
     cdef int64_t object_new(self, uint64_t tag, uint64_t* state) noexcept nogil:
         cdef uint64_t at = next_random(state) % self.most_objects
-        cdef uint64_t i
-        for i in range(self.most_objects):
+        cdef uint64_t _i
+        for _i in range(self.most_objects):
             if self.objects[at].entry == 0:
                 self.objects[at].tag = tag
                 self.objects[at].owner = 0
@@ -709,8 +709,8 @@ cdef class Map:
     def program(self, uint64_t first, uint64_t holders, Py_ssize_t rounds, uint64_t seed):
         """A thread of a program, above the map: ``(faults, swap-outs, wrong tags)``.
 
-        Its holders are ``first`` .. ``first + holders - 1``. Each round picks one: if empty, it swaps out (an object with a
-        new tag, an id); else it faults, and the object behind the id must have the tag that was swapped out. Then
+        Its holders are ``first`` .. ``first + holders - 1``. Each round picks one: if empty, it swaps out (an object with
+        a new tag, an id); else it faults, and the object behind the id must have the tag that was swapped out. Then
         it keeps the id, or gives it up, or shares it with another of its holders. At the end it gives up all.
         """
         cdef SwapMap* m = self.map
