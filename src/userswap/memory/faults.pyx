@@ -394,7 +394,7 @@ cdef void word_unlock(void* ctx, uint64_t holder, uint64_t id) noexcept nogil:
 
 
 cdef uint64_t word_next(void* ctx, uint64_t after, uint64_t* id) noexcept nogil:
-    """Regions in the order of their pool's list would come and go: all words of the arena that are in use, by address."""
+    """By address, over all words of the arena that were ever in use: regions may come and go meanwhile."""
     cdef uint64_t* at = <uint64_t*>after
     cdef uint64_t* end
     cdef Region* region

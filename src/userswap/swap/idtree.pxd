@@ -26,7 +26,7 @@ cdef struct IdTree:
     Slab slab                   # nodes; other trees under the same mutex may use it too
 
 cdef void idtree_init(IdTree* t) noexcept nogil                     # of zeroed memory
-cdef void idtree_end(IdTree* t) noexcept nogil                      # unmaps every node, also of trees that share the slab
+cdef void idtree_end(IdTree* t) noexcept nogil                      # unmaps every node that is from its slab
 # An id whose word is `word`, or 0: no memory. Takes the mutex.
 cdef uint64_t id_alloc(IdTree* t, uint64_t word) noexcept nogil
 # n (2 .. 32) ids in a row, or none. Takes the mutex.

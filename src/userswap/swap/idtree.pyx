@@ -7,7 +7,8 @@ from libc.stdint cimport uint64_t
 
 from userswap.native.us cimport us_assert, us_chaos, us_load, us_lock, us_store, us_unlock, us_write
 from userswap.swap.entry cimport (
-    ENTRY_GONE, ENTRY_LOCKED, ENTRY_WAITERS, FREE, SLOT, entry_make, entry_payload, entry_seen, entry_type, slot_device,
+    ENTRY_GONE, ENTRY_LOCKED, ENTRY_WAITERS, FREE, SLOT, entry_make, entry_payload, entry_seen, entry_type,
+    slot_device,
 )
 from userswap.swap.radix cimport (
     RADIX_INDEX_BITS, RADIX_MASK, RADIX_SHIFT, RADIX_SLOTS, Node, RadixTree, radix_drop, radix_first_hole, radix_first_room,

@@ -81,7 +81,7 @@ cdef struct SwapMapOps:
     int64_t (*count)(SwapMap* map, uint64_t id) noexcept nogil
     # ---- the swap cache; a hint, worth keeping for ids that are shared ----
     # The folio (a token below 2**48) that has the same bytes; 0: none any more. Under the entry's lock. 0 or -ENOMEM.
-    # An entry CACHE needs one. A design may ignore it for an id that never had two holders: its only one knows.
+    # An entry CACHE needs one. Only for an id that has had two holders: the only holder of one knows by itself.
     int (*cache)(SwapMap* map, uint64_t id, uint64_t folio) noexcept nogil
     uint64_t (*cached)(SwapMap* map, uint64_t id) noexcept nogil        # no lock needed; 0: none
     # ---- figures ----

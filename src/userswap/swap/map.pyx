@@ -9,14 +9,15 @@ each:  | id (48) | .. | WAITERS | BUSY |. Below: a table of *objects*, storage t
 """
 cimport cython
 from libc.errno cimport EOVERFLOW
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport strcmp
 
 from userswap.native.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
 )
 from userswap.native.us cimport (
-    us_cas, us_chaos, us_debug, us_load, us_lock, us_mutex, us_now, us_store, us_unlock, us_word_release, us_word_wait,
+    us_add, us_cas, us_chaos, us_debug, us_load, us_lock, us_mutex, us_now, us_read, us_store, us_unlock,
+    us_word_release, us_word_wait,
 )
 from userswap.swap cimport entry as e
 from userswap.swap.designs.descriptor cimport descriptor_design
@@ -151,6 +152,8 @@ cdef class Map:
     cdef uint64_t most_objects
     cdef uint64_t fresh_object
     cdef us_mutex storage       # the lock of the objects
+    cdef int64_t begun          # programs that began, and that ended
+    cdef int64_t ended
     cdef readonly str design
 
     def __cinit__(self, str design="on_demand", *, uint64_t holders=1 << 20, uint64_t slots=1 << 18, int slot_run=16):
@@ -259,7 +262,7 @@ cdef class Map:
         return self.map.ops.owner(self.map, us_load(word) >> WORD_ID, <uint64_t>word)
 
     def try_owner(self, uint64_t owner, uint64_t entry):
-        """From the side of storage: lock the entry if it still is this one and nobody is at it; whether it is locked."""
+        """From the side of storage: lock the entry if it still is this one and nobody is at it; whether it did."""
         cdef bint locked
         with nogil:
             locked = self.map.ops.try_owner(self.map, owner, entry)
@@ -556,8 +559,8 @@ cdef class Map:
         """What one of several threads does to ids that all share: ``(increments, references held, faults)``.
 
         Holder i of this thread has the same id as holder i of every other thread. In random order: dup into one of its
-        own ``spares`` holders (from ``spare`` on), put one of them; lock, add one to the id's counter without any atomic, change
-        the entry, unlock; the same from the side of storage, and as a swapoff; swap cache in and out; allocate, use
+        own ``spares`` holders (from ``spare`` on), put one of them; lock, add one to the id's counter without any
+        atomic, change the entry, unlock; the same from the side of storage, and as a swapoff; swap cache in and out; allocate, use
         and free ids of its own, singly and in runs. The caller checks that counters grew by the increments.
         ``faults`` counts what was seen to be wrong on the way.
         """
@@ -698,8 +701,8 @@ cdef class Map:
     # A free object, taken under the lock of the storage; -1: none.
     cdef int64_t object_new(self, uint64_t tag, uint64_t* state) noexcept nogil:
         cdef uint64_t at = next_random(state) % self.most_objects
-        cdef uint64_t i
-        for i in range(self.most_objects):
+        cdef uint64_t _i
+        for _i in range(self.most_objects):
             if self.objects[at].entry == 0:
                 self.objects[at].tag = tag
                 self.objects[at].owner = 0
@@ -717,8 +720,8 @@ cdef class Map:
     def program(self, uint64_t first, uint64_t holders, Py_ssize_t rounds, uint64_t seed):
         """A thread of a program, above the map: ``(faults, swap-outs, wrong tags)``.
 
-        Its holders are ``first`` .. ``first + holders - 1``. Each round picks one: if empty, it swaps out (an object with a
-        new tag, an id); else it faults, and the object behind the id must have the tag that was swapped out. Then
+        Its holders are ``first`` .. ``first + holders - 1``. Each round picks one: if empty, it swaps out (an object with
+        a new tag, an id); else it faults, and the object behind the id must have the tag that was swapped out. Then
         it keeps the id, or gives it up, or shares it with another of its holders. At the end it gives up all.
         """
         cdef SwapMap* m = self.map
@@ -735,6 +738,7 @@ cdef class Map:
         if self.objects == NULL or first + holders > self.table.most:
             raise ValueError("program needs objects and holders")
         with nogil:
+            us_add(&self.begun, 1)
             for turn in range(rounds + <Py_ssize_t>holders):
                 r = next_random(&state)
                 h = (r >> 8) % holders if turn < rounds else <uint64_t>(turn - rounds)
@@ -798,11 +802,12 @@ cdef class Map:
                             tags[other - first] = tags[h]
                             us_store(&self.table.words[other], id << WORD_ID)
                 us_word_release(word, id << WORD_ID, WAITERS)
+            us_add(&self.ended, 1)
         munmap(tags, holders * 8)
         return faults, outs, wrong
 
-    def mover(self, Py_ssize_t rounds, uint64_t seed):
-        """A thread of storage, below the map: ``(objects moved, wrong)``.
+    def mover(self, uint64_t seed):
+        """A thread of storage, below the map: ``(objects moved, wrong)``. Ends when the last program does.
 
         Each round finds a live object under the lock of the storage, locks its owner from there, copies the object to
         another (in zswap or in a slot, as it comes), and gives the owner the new entry: compaction and writeback.
@@ -812,11 +817,10 @@ cdef class Map:
         cdef uint64_t state = seed * 0x9E3779B97F4A7C15u | 1
         cdef uint64_t at, owner, entry
         cdef int64_t to, moved = 0, wrong = 0
-        cdef Py_ssize_t _turn
         if self.objects == NULL:
             raise ValueError("mover needs objects")
         with nogil:
-            for _turn in range(rounds):
+            while us_read(&self.begun) == 0 or us_read(&self.ended) < us_read(&self.begun):
                 us_lock(&self.storage)
                 at = next_random(&state) % self.most_objects
                 owner = self.objects[at].owner

@@ -3,16 +3,16 @@
 Answers the message of March 2023 ("I can't currently think of a way to eliminate overhead for people only using
 swapfiles"). Two kinds of ids:
 
-  direct     1 | type (2) | payload (45): the entry itself, written into the one page-table word that holds it. No memory
-             in the map, no lookup, no lock but the word's own BUSY. Storage remembers the *holder*, the address
-             of that word, and whoever moves the data locks the word through HolderOps and writes another id into it.
+  direct     1 | type (2) | payload (45): the entry itself, written into the one page-table word that holds it. No
+             memory in the map, no lookup, no lock but the word's own BUSY. Storage remembers the *holder*, the
+             address of that word; who moves the data locks the word through HolderOps and writes another id into it.
   numbered   0 | number (47): a word in a radix tree, made by the first dup. Storage remembers the number, and moves
              touch that word only, however many holders there are.
 
 So the indirection exists for what is shared, and for nothing else. What it costs: writeback touches a page-table word
-(one that it finds through a pointer, not by a walk), and a swapoff finds direct ids by asking every holder once, since a
-slot does not know who has it. In the kernel a swapped anonymous page has no such pointer (its rmap ends at unmapping); here
-the page-table word lives as long as its region, so its address will do.
+(one that it finds through a pointer, not by a walk), and a swapoff finds direct ids by asking every holder once,
+since a slot does not know who has it. In the kernel a swapped anonymous page has no such pointer (its rmap ends at
+unmapping); here the page-table word lives as long as its region, so its address will do.
 
 The word of a numbered id:  | count - 1 (11) | payload (45) | CACHED | GONE | type | - | WAITERS | LOCKED |
 The count is part of the word: dup and put are one CAS, whether or not somebody has the entry locked, and carry
@@ -20,8 +20,9 @@ LOCKED and the entry over; lock and unlock carry the count over. MANY in the cou
 its own word in a side tree, for counts above 2047: no count is too large, and nothing needs continuation.
 
 Locks. BUSY of the holder protects a direct id: every call with an id comes from its holder, so lock and unlock of a
-direct id have nothing to do. LOCKED protects type and payload of a numbered one. The mutex of the tree protects its shape,
-the two side trees, CACHED, and the passing of a count into and out of MANY; a count below that changes without it.
+direct id have nothing to do. LOCKED protects type and payload of a numbered one. The mutex of the tree protects its
+shape, the two side trees, CACHED, and the passing of a count into and out of MANY; a count below that changes
+without it.
 
 Order between the word and the side tree of counts, under one hold of the mutex: the count is stored there, then
 the CAS that sets MANY; the CAS that sets a small count, then the side word is cleared. So MANY means, at every
@@ -39,14 +40,14 @@ from libc.stdint cimport int64_t, uint64_t
 
 from userswap.native.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
 from userswap.native.us cimport (
-    us_add, us_and, us_assert, us_cas, us_chaos, us_load, us_lock, us_or, us_pause, us_read, us_unlock, us_word_wait,
+    us_add, us_and, us_assert, us_cas, us_chaos, us_load, us_lock, us_or, us_pause, us_read, us_unlock,
 )
 from userswap.swap.entry cimport (
-    CACHE, ENTRY_CACHED, ENTRY_GONE, ENTRY_LOCKED, ENTRY_PAYLOAD_BITS, ENTRY_TOP_SHIFT, ENTRY_WAITERS, FREE, SLOT,
-    entry_make, entry_payload, entry_seen, entry_type, slot_device,
+    CACHE, ENTRY_CACHED, ENTRY_GONE, ENTRY_LOCKED, ENTRY_PAYLOAD_BITS, ENTRY_TOP_SHIFT, FREE, SLOT,
+    entry_make, entry_payload, entry_type, slot_device,
 )
 from userswap.swap.idtree cimport (
-    IdTree, id_alloc, id_alloc_run, id_free, id_next, id_word, idtree_end, idtree_init, side_at, side_clear, side_set,
+    IdTree, id_alloc, id_free, id_next, id_word, idtree_end, idtree_init, side_at, side_clear, side_set,
     word_lock, word_try, word_unlock,
 )
 from userswap.swap.map cimport HolderOps, SwapMap, SwapMapOps, SwapMapOptions
@@ -83,7 +84,7 @@ cdef struct OnDemand:
     IdTree tree                 # numbered ids, and the mutex
     RadixTree counts            # above MANY
     RadixTree folios            # the swap cache
-    int64_t[STRIPES * 8] direct # how many direct ids there are: their sum
+    int64_t[STRIPES * 8] direct     # how many direct ids there are: their sum
 
 
 cdef SwapMap* on_demand_new(const SwapMapOptions* options) noexcept nogil:
@@ -211,7 +212,7 @@ cdef uint64_t on_demand_next(SwapMap* map, int device, uint64_t after, uint64_t*
 
 # ---- the count ----
 
-# Into MANY, or a change of what is there; n may be negative. Takes the mutex. The count after it, or -ENOMEM, -EOVERFLOW.
+# Into MANY, or a change of what is there; n may be negative. Takes the mutex. The count after it, or -errno.
 cdef int64_t count_slowly(OnDemand* m, uint64_t id, uint64_t* word, int64_t n) noexcept nogil:
     cdef uint64_t seen
     cdef int64_t count
