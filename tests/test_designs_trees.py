@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from test_swap_map import LESS, almost_nothing, alone, drop, kind_of, span, together
-from userswap.swap.map import CACHE, COUNT_MAX, SLOT, ZSWAP, Map, entry, slot
+from userswap.swap.map import CACHE, COUNT_MAX, DEBUG, SLOT, ZSWAP, Map, entry, slot
 
 DESIGNS = ("single_tree", "two_trees", "descriptor", "vswap")
 designs = pytest.mark.parametrize("design", DESIGNS)
@@ -170,6 +170,78 @@ def test_counts_move_while_pages_enter_and_leave_the_swap_cache(design: str) -> 
         for other in (10, 11, 12):
             swap_map.put(other + 10 * holder)
         drop(swap_map, holder)
+
+
+@designs
+def test_counts_and_the_swap_cache_read_right_at_every_moment(design: str) -> None:
+    """No reader may see a count or a folio on its way from one place to another."""
+    swap_map = Map(design)
+    swap_map.alloc(0, entry(ZSWAP, 1))
+    for other in range(1, 5):
+        swap_map.dup(0, other)
+    swap_map.lock(0)
+    swap_map.cache(0, 4096)
+    swap_map.unlock(0, entry(ZSWAP, 1))
+    counts = {5, 7, 3005, 3007}
+    rounds = 3000 // (4 if DEBUG else 1)
+    done = threading.Event()
+
+    def jump(holder: int, more: int) -> None:
+        for _ in range(rounds):
+            swap_map.add(holder, more)
+            assert swap_map.sub(holder, more) in counts
+
+    def in_and_out(holder: int) -> None:
+        turn = 0
+        while not done.is_set():
+            turn += 1
+            swap_map.lock(holder)
+            swap_map.cache(holder, 4096)
+            swap_map.unlock(holder, entry(CACHE))
+            assert swap_map.lock(holder) == entry(CACHE)
+            if holder:
+                swap_map.cache(holder, 0)
+            swap_map.unlock(holder, entry(ZSWAP, turn))
+
+    def read() -> None:
+        while not done.is_set():
+            assert swap_map.count(3) in counts
+            assert swap_map.cached(3) == 4096
+
+    def jumps() -> None:
+        try:
+            each(lambda thread: jump(1 + thread, (2, 3000)[thread]), 2)
+        finally:
+            done.set()
+
+    swap_map.alloc(9, entry(ZSWAP, 1))  # a neighbour, for what the two have in one leaf
+    swap_map.add(9, 1)
+    each(lambda thread: (jumps, lambda: in_and_out(0), lambda: in_and_out(9), read, read)[thread](), 5)
+    assert swap_map.count(0) == 5
+    for other in range(1, 5):
+        swap_map.put(other)
+    drop(swap_map, 0)
+
+
+@designs
+@pytest.mark.parametrize("how", ["copy", "page", "many", "many pages"])
+def test_ids_that_go_leave_nothing_beside_the_tree(design: str, how: str) -> None:
+    n = 100 * 512
+    swap_map = Map(design)
+    empty = swap_map.metadata()
+    swap_map.run("alloc", span(0, n), entry(ZSWAP, 1))
+    ids = range(0, n, 256)  # in every leaf
+    for i in ids:
+        swap_map.lock(i)
+        swap_map.cache(i, 64)
+        swap_map.unlock(i, entry(CACHE) if "page" in how else entry(ZSWAP, 1))
+        if "many" in how:
+            swap_map.add(i, 3000)
+            assert swap_map.sub(i, 1500) == 1501
+            assert swap_map.sub(i, 1500) == 1
+    swap_map.run("put", span(0, n))
+    assert swap_map.ids() == 0
+    assert swap_map.metadata() <= empty + almost_nothing(design)
 
 
 @designs
