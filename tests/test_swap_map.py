@@ -26,7 +26,15 @@ ALMOST_NOTHING = 48 << 10  # what a map that was used may keep beyond an empty o
 PATIENCE = 120.0 if int(os.environ.get("USERSWAP_CHAOS", "1000")) >= 20 else 600.0
 LESS = 20 if DEBUG else 1  # the debug build sleeps at transitions: few rounds meet as often as many
 
+# vswap's clusters: one of each order stays with a CPU that allocates from it, and no order takes room from another.
+CLUSTER = 512 * 24
+ORDERS = 6
+
 designs = pytest.mark.parametrize("design", DESIGN_NAMES)
+
+
+def almost_nothing(design: str) -> int:
+    return ALMOST_NOTHING + (ORDERS * CLUSTER * (os.cpu_count() or 1) if design == "vswap" else 0)
 
 
 def span(first: int, n: int) -> Ids:
@@ -276,10 +284,15 @@ class Model(RuleBasedStateMachine):
             if not owner:
                 break
             seen.append(word)
-            assert self.map.owner(min(mine[word].holders)) == owner
-            if self.design not in BOUND:
+            same = self.map.owner(min(mine[word].holders))  # or another name for it: then what locks one locks both
+            if self.design in BOUND:
+                assert same == owner
+            else:
                 assert not self.map.try_owner(owner, word), "it is locked"
+                assert not self.map.try_owner(same, word), "and it is the one that it should be"
                 self.map.unlock_owner(owner, word)
+                assert self.map.try_owner(same, word)
+                self.map.unlock_owner(same, word)
         assert sorted(seen) == sorted(mine)
         assert passed == (0 if self.design in BOUND else len(there) - len(mine))
 
@@ -312,7 +325,7 @@ class Model(RuleBasedStateMachine):
                 assert self.map.put(holder)[0] == len(swapped.holders) - 1 - left
             self.last_put(last, swapped)
         assert self.map.ids() == 0
-        assert self.map.metadata() <= self.empty + ALMOST_NOTHING
+        assert self.map.metadata() <= self.empty + almost_nothing(self.design)
 
 
 @designs
@@ -349,7 +362,7 @@ def test_every_id_is_another_and_all_memory_comes_back(design: str, n: int) -> N
     assert swap_map.count(int(two[-1])) == 1
     swap_map.run("put", two[::-1].copy())
     assert swap_map.ids() == 0
-    assert swap_map.metadata() <= empty + ALMOST_NOTHING
+    assert swap_map.metadata() <= empty + almost_nothing(design)
 
 
 @pytest.mark.parametrize(("design", "alone_bytes", "shared_bytes"), [("on_demand", 0.05, 8.25), ("sparse", 8.25, 16.5)])
@@ -441,7 +454,7 @@ def test_churn_leaves_no_memory_behind(design: str) -> None:
         assert len(live) == swap_map.ids()
     assert swap_map.metadata() - empty < 1.5 * max(full - empty, 8.5 * 55_000)
     swap_map.run("put", live)
-    assert swap_map.metadata() <= empty + ALMOST_NOTHING
+    assert swap_map.metadata() <= empty + almost_nothing(design)
 
 
 @designs
@@ -487,7 +500,7 @@ def test_no_memory_leaves_the_map_as_it_was(design: str) -> None:
         held = np.array([m.id(int(i)) != 0 for i in two])
         assert [m.count(int(i)) for i in one] == (1 + held).tolist()
         m.run("put", one); m.run("put", two[held])
-        assert m.ids() == 0 and m.metadata() <= empty + {ALMOST_NOTHING}
+        assert m.ids() == 0 and m.metadata() <= empty + {almost_nothing(design)}
         m.alloc(0, entry(ZSWAP, 1)); m.dup(0, 1)
     """
     alone(program)
@@ -542,7 +555,8 @@ def test_runs_among_single_ids_leave_no_holes_for_long(design: str) -> None:
     packed = swap_map.metadata() - empty
     swap_map.run("put", np.concatenate([span(i, 7) for i in range(0, n, 16)]))
     swap_map.run("alloc", span(100_000, n // 16 * 7), entry(ZSWAP, 1))
-    assert swap_map.metadata() - empty <= 1.3 * packed + (64 << 10), "single ids go where runs left room"
+    more = 1.3 if design != "vswap" else 1 + 7 / 16
+    assert swap_map.metadata() - empty <= more * packed + (64 << 10), "single ids go where runs left room"
     assert swap_map.ids() == n
     swap_map.run("fault", span(100_000, n // 16 * 7))
 
@@ -867,7 +881,7 @@ def test_of_many_last_puts_one_frees(design: str, n: int, threads: int, in_step:
         turns = [mine[order if in_step else rng.permutation(n)] for mine in holders]
         together(*[lambda mine=mine: swap_map.run("put", mine) for mine in turns])  # noqa: B023
         assert swap_map.ids() == 0
-        assert swap_map.metadata() <= empty + ALMOST_NOTHING
+        assert swap_map.metadata() <= empty + almost_nothing(design)
 
 
 @designs

@@ -31,6 +31,9 @@ cdef void idtree_end(IdTree* t) noexcept nogil                      # unmaps eve
 cdef uint64_t id_alloc(IdTree* t, uint64_t word) noexcept nogil
 # n (2 .. 32) ids in a row, or none. Takes the mutex.
 cdef bint id_alloc_run(IdTree* t, const uint64_t* words, int n, uint64_t* ids) noexcept nogil
+# The same under the mutex, for designs that have more to do under it.
+cdef uint64_t id_take(IdTree* t, uint64_t word) noexcept nogil
+cdef bint id_take_run(IdTree* t, const uint64_t* words, int n, uint64_t* ids) noexcept nogil
 # Gives back an id that the last put has left locked. Under the mutex.
 cdef void id_free(IdTree* t, uint64_t id) noexcept nogil
 # See SwapMapOps.next. Takes the mutex.

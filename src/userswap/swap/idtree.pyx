@@ -114,19 +114,13 @@ cdef uint64_t* side_at(RadixTree* tree, uint64_t id) noexcept nogil:
     return &leaf.slots[id & RADIX_MASK] if leaf != NULL else NULL
 
 
-# ---- these take the mutex ----
-
-cdef uint64_t id_alloc(IdTree* t, uint64_t word) noexcept nogil:
-    cdef Node* leaf
+cdef uint64_t id_take(IdTree* t, uint64_t word) noexcept nogil:
+    cdef Node* leaf = t.lowest
     cdef int i
-    cdef uint64_t id
     us_assert(entry_type(word) != FREE, "an id is given with an entry")
-    us_lock(&t.mutex)
-    leaf = t.lowest
     if leaf == NULL:
         leaf = leaf_with_room(t)
         if leaf == NULL:
-            us_unlock(&t.mutex)
             return 0
     i = leaf.free
     if i >= 0:
@@ -139,25 +133,20 @@ cdef uint64_t id_alloc(IdTree* t, uint64_t word) noexcept nogil:
     us_store(&leaf.slots[i], word)
     if leaf_full(leaf):
         leaf_filled(t, leaf)
-    id = (leaf.index << RADIX_SHIFT) | <uint64_t>i
     us_chaos()
     us_write(&t.ids, t.ids + 1)
-    us_unlock(&t.mutex)
-    return id
+    return (leaf.index << RADIX_SHIFT) | <uint64_t>i
 
 
-cdef bint id_alloc_run(IdTree* t, const uint64_t* words, int n, uint64_t* ids) noexcept nogil:
-    cdef Node* leaf
+cdef bint id_take_run(IdTree* t, const uint64_t* words, int n, uint64_t* ids) noexcept nogil:
+    cdef Node* leaf = t.runs
     cdef int i
-    us_lock(&t.mutex)
-    leaf = t.runs
     if leaf == NULL or leaf.fresh + n > RADIX_SLOTS:
         leaf = leaf_with_room(t)
         if leaf != NULL and leaf.fresh + n > RADIX_SLOTS:
             # Runs get a leaf of their own; what they leave of it goes to single ids, lowest leaf first.
             leaf = leaf_new(t, radix_first_hole(&t.entries))
         if leaf == NULL:
-            us_unlock(&t.mutex)
             return False
         t.runs = leaf
     for i in range(n):
@@ -170,8 +159,25 @@ cdef bint id_alloc_run(IdTree* t, const uint64_t* words, int n, uint64_t* ids) n
         leaf_filled(t, leaf)
     us_chaos()
     us_write(&t.ids, t.ids + n)
-    us_unlock(&t.mutex)
     return True
+
+
+# ---- these take the mutex ----
+
+cdef uint64_t id_alloc(IdTree* t, uint64_t word) noexcept nogil:
+    cdef uint64_t id
+    us_lock(&t.mutex)
+    id = id_take(t, word)
+    us_unlock(&t.mutex)
+    return id
+
+
+cdef bint id_alloc_run(IdTree* t, const uint64_t* words, int n, uint64_t* ids) noexcept nogil:
+    cdef bint done
+    us_lock(&t.mutex)
+    done = id_take_run(t, words, n, ids)
+    us_unlock(&t.mutex)
+    return done
 
 
 cdef uint64_t id_next(IdTree* t, int device, uint64_t after, uint64_t* entry, int64_t* busy) noexcept nogil:

@@ -20,16 +20,24 @@ from userswap.native.us cimport (
     us_word_release, us_word_wait,
 )
 from userswap.swap cimport entry as e
+from userswap.swap.designs.descriptor cimport descriptor_design
 from userswap.swap.designs.on_demand cimport on_demand_design
+from userswap.swap.designs.single_tree cimport single_tree_design
 from userswap.swap.designs.sparse cimport sparse_design
+from userswap.swap.designs.two_trees cimport two_trees_design
+from userswap.swap.designs.vswap cimport vswap_design
 
 # A new design is a line here and a file in designs/. The default comes first.
 cdef enum:
-    DESIGNS = 2
+    DESIGNS = 6
 
 cdef const SwapMapOps* designs[DESIGNS]
 designs[0] = on_demand_design()
 designs[1] = sparse_design()
+designs[2] = single_tree_design()
+designs[3] = two_trees_design()
+designs[4] = descriptor_design()
+designs[5] = vswap_design()
 
 
 cdef const SwapMapOps* swap_map_design(const char* name) noexcept nogil:

@@ -65,6 +65,10 @@ cdef struct RadixTree:
     Slab* slab                  # trees under one mutex may share one
 
 cdef void slab_delete(Slab* slab) noexcept nogil                # unmaps everything, used or not
+cdef void* chunk_map() noexcept nogil                           # CHUNK_BYTES of zeros, aligned to that; NULL: no memory
+# A page of zeros that is in no tree, with its header; NULL: no memory.
+cdef Node* slab_alloc(Slab* slab) noexcept nogil
+cdef void slab_free(Slab* slab, Node* node) noexcept nogil
 
 # The leaf with this index, which is there already or made now. NULL: no memory, and nothing was changed.
 # A new leaf is all zeros, without room, and has height, index and parent set.

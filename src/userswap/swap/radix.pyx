@@ -70,12 +70,10 @@ cdef void* map_pages(size_t length) noexcept nogil:
     return NULL if memory == MAP_FAILED else memory
 
 
-cdef Chunk* chunk_new(Slab* slab) noexcept nogil:
+cdef void* chunk_map() noexcept nogil:
     # Mappings are mostly put below one another, so that after the first one they come aligned.
     cdef uint64_t memory = <uint64_t>map_pages(CHUNK_BYTES)
     cdef uint64_t head
-    cdef Chunk* chunk
-    us_assert(sizeof(Node) == 64 and sizeof(Chunk) == 64, "a header is 64 bytes")
     if memory & (CHUNK_BYTES - 1):
         munmap(<void*>memory, CHUNK_BYTES)
         memory = <uint64_t>map_pages(2 * CHUNK_BYTES)
@@ -85,9 +83,14 @@ cdef Chunk* chunk_new(Slab* slab) noexcept nogil:
                 munmap(<void*>memory, head)
             munmap(<void*>(memory + head + CHUNK_BYTES), CHUNK_BYTES - head)
             memory += head
-    if memory == 0:
+    return <void*>memory
+
+
+cdef Chunk* chunk_new(Slab* slab) noexcept nogil:
+    cdef Chunk* chunk = <Chunk*>chunk_map()
+    us_assert(sizeof(Node) == 64 and sizeof(Chunk) == 64, "a header is 64 bytes")
+    if chunk == NULL:
         return NULL
-    chunk = <Chunk*>memory
     chunk.free = ALL_FREE
     chunk.touched = 1
     chunk.next_all = slab.all
