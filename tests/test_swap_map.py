@@ -22,11 +22,18 @@ from userswap.swap.map import BOUND, CACHE, COUNT_MAX, DEBUG, DESIGN_NAMES, SAME
 
 Ids = npt.NDArray[np.uint64]
 ALMOST_NOTHING = 48 << 10  # what a map that was used may keep beyond an empty one
+# Linux begins an unused cluster before it gives single slots what runs have left of others.
+CLUSTERS_FIRST = {"swap_table", "redirect"}
 # One thread alone needs 75 s for a quarter of a million ids when every third step is delayed.
 PATIENCE = 120.0 if int(os.environ.get("USERSWAP_CHAOS", "1000")) >= 20 else 600.0
 LESS = 20 if DEBUG else 1  # the debug build sleeps at transitions: few rounds meet as often as many
 
 designs = pytest.mark.parametrize("design", DESIGN_NAMES)
+
+
+def kept(design: str, slots: int) -> int:
+    """What a map may keep for good: Linux 6.3 keeps its continuation pages, 8 for 4096 slots at most, until swapoff."""
+    return ALMOST_NOTHING + (slots // 4096 + 1) * 8 * 4096 * (design == "slot")
 
 
 def span(first: int, n: int) -> Ids:
@@ -312,7 +319,7 @@ class Model(RuleBasedStateMachine):
                 assert self.map.put(holder)[0] == len(swapped.holders) - 1 - left
             self.last_put(last, swapped)
         assert self.map.ids() == 0
-        assert self.map.metadata() <= self.empty + ALMOST_NOTHING
+        assert self.map.metadata() <= self.empty + kept(self.design, 1 << 18)
 
 
 @designs
@@ -487,7 +494,7 @@ def test_no_memory_leaves_the_map_as_it_was(design: str) -> None:
         held = np.array([m.id(int(i)) != 0 for i in two])
         assert [m.count(int(i)) for i in one] == (1 + held).tolist()
         m.run("put", one); m.run("put", two[held])
-        assert m.ids() == 0 and m.metadata() <= empty + {ALMOST_NOTHING}
+        assert m.ids() == 0 and m.metadata() <= empty + {kept(design, 3_000_000)}
         m.alloc(0, entry(ZSWAP, 1)); m.dup(0, 1)
     """
     alone(program)
@@ -542,7 +549,8 @@ def test_runs_among_single_ids_leave_no_holes_for_long(design: str) -> None:
     packed = swap_map.metadata() - empty
     swap_map.run("put", np.concatenate([span(i, 7) for i in range(0, n, 16)]))
     swap_map.run("alloc", span(100_000, n // 16 * 7), entry(ZSWAP, 1))
-    assert swap_map.metadata() - empty <= 1.3 * packed + (64 << 10), "single ids go where runs left room"
+    if design not in CLUSTERS_FIRST:
+        assert swap_map.metadata() - empty <= 1.3 * packed + (64 << 10), "single ids go where runs left room"
     assert swap_map.ids() == n
     swap_map.run("fault", span(100_000, n // 16 * 7))
 

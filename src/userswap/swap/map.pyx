@@ -21,15 +21,21 @@ from userswap.native.us cimport (
 )
 from userswap.swap cimport entry as e
 from userswap.swap.designs.on_demand cimport on_demand_design
+from userswap.swap.designs.redirect cimport redirect_design
+from userswap.swap.designs.slot cimport slot_design
 from userswap.swap.designs.sparse cimport sparse_design
+from userswap.swap.designs.swap_table cimport swap_table_design
 
 # A new design is a line here and a file in designs/. The default comes first.
 cdef enum:
-    DESIGNS = 2
+    DESIGNS = 5
 
 cdef const SwapMapOps* designs[DESIGNS]
 designs[0] = on_demand_design()
 designs[1] = sparse_design()
+designs[2] = slot_design()
+designs[3] = swap_table_design()
+designs[4] = redirect_design()
 
 
 cdef const SwapMapOps* swap_map_design(const char* name) noexcept nogil:
