@@ -1,12 +1,12 @@
 # Slots in clusters of 512, as Linux 6.18 gives them: what the designs share whose ids are positions in a swap table.
 # Knows which words of the table are 0, and nothing of what others mean.
 #
-# A cluster is 2 MiB of a device with 4 KiB pages. Each cluster in use has a table, one page of 512 words, and up to three
-# more pages that the design asks for. 512 clusters are a chunk, one mapping; chunks are never unmapped, so that
+# A cluster is 2 MiB of a device with 4 KiB pages. Each cluster in use has a table, one page of 512 words, and up to
+# three more pages that the design asks for. 512 clusters are a chunk, one mapping; chunks are never unmapped, so that
 # the word of a live slot is found by two loads without any lock.
 #
-# Locks. A cluster's lock protects its count, which words of its table are 0, and its optional pages (but for HALF);
-# it may be taken by who has an entry LOCKED, and nothing waits under it but the next two. The device's lock protects the
+# Locks. A cluster's lock protects its count, which words of its table are 0, and its optional pages (but for HALF); it
+# may be taken by who has an entry LOCKED, and nothing waits under it but the next two. The device's lock protects the
 # lists and growth; a cluster's `list` changes under both. A chunk's lock protects the use of HALF pages, which two
 # clusters share. Who has a cluster's lock may take the device's; who has the device's only tries a cluster's.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t

@@ -1,15 +1,15 @@
 """Slots in clusters: see clusters.pxd for what they are and who locks.
 
-Models the allocator of Linux 6.18 (mm/swapfile.c; LWN, "Modernizing swapping: introducing the swap table", 2026): each CPU
-goes on where it took its last slot; when that cluster is full it takes a cluster that is partly used, then an unused
-one, then what runs have left. Single slots and runs (an order of its own there; here every length from 2 to 32 is one) begin
-clusters of their own. A cluster is taken from a list with trylock, so that nobody who allocates waits for another.
-Slots are freed one by one, each under its cluster's lock only, as long as the cluster stays on its list.
+Models the allocator of Linux 6.18 (mm/swapfile.c; LWN, "Modernizing swapping: introducing the swap table", 2026): each
+CPU goes on where it took its last slot; when that cluster is full it takes a cluster that is partly used, then an
+unused one, then what runs have left. Single slots and runs (an order of its own there; here every length from 2 to 32
+is one) begin clusters of their own. A cluster is taken from a list with trylock, so that nobody who allocates waits
+for another. Slots are freed one by one, each under its cluster's lock only, as long as the cluster stays on its list.
 
 Where user space makes it differ: a thread can move to another CPU between sched_getcpu() and the lock, so a CPU's next
 slot is a hint that is read and stored without one. A table is memory in reserved address space (pages.pxd), not an
-allocation; unused clusters that still have theirs are taken first. There is no discarding, no rotating disk and no reclaim of slots
-whose folio is in the swap cache.
+allocation; unused clusters that still have theirs are taken first. There is no discarding, no rotating disk and no
+reclaim of slots whose folio is in the swap cache.
 """
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 

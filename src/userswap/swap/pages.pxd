@@ -10,7 +10,7 @@ from userswap.native.us cimport us_add
 
 cdef enum:
     PAGE = 4096
-    IDLE_PAGES = 4              # empty pages that keep their memory, so that an id that comes and goes costs no system call
+    IDLE_PAGES = 4              # empty pages that keep their memory: an id that comes and goes costs no system call
 
 cdef struct Pages:              # totals, of all arrays of a map
     int64_t bytes               # memory there is

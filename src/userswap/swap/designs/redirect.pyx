@@ -1,35 +1,37 @@
-"""The alternative to virtual swap space: a swap table on a device that is not there, with a redirect for what is on one.
+"""The alternative to virtual swap space: a swap table on a device that is not there, and redirects to those that are.
 
-Models what was put on the table on linux-mm against vswap's larger descriptors (2025-26, "ghost swapfile", Chris Li and Kairui Song; LWN,
-"Modernizing swapping: virtual swap spaces", 2026): ids are slots of a virtual device that has no storage and nothing static
-and grows as needed; each cluster of 512 in use has the swap table's 8 bytes a slot; only what moved to a real device takes 4
-bytes more, a redirect. The virtual layer is optional there: who has just a swap file uses its slots as they are, which here is
-the design swap_table. It is a proposal, so some of what follows is our completion of it.
+Models what was put on the table on linux-mm against vswap's larger descriptors (2025-26, "ghost swapfile", Chris Li
+and Kairui Song; LWN, "Modernizing swapping: virtual swap spaces", 2026): ids are slots of a virtual device that has no
+storage and nothing static and grows as needed; each cluster of 512 in use has the swap table's 8 bytes a slot; only
+what moved to a real device takes 4 bytes more, a redirect. The virtual layer is optional there: who has just a swap
+file uses its slots as they are, which here is the design swap_table. It is a proposal, so some of what follows is our
+completion of it.
 
 The word:  | count - 1 (9) | payload (48) | type (3) | CACHED | GONE | WAITERS | LOCKED |   0: the id is free
   SAME, ZSWAP   the payload is the value or the handle: there is no zswap tree and no zero map
-  SLOT          the lower 32 bits of the entry's payload are in the redirect, the upper 13 here: three more bits of offset, the
-                length of the run, raw, device. So 4 bytes limit nothing. Without the word's help they would end
-                at 16 TiB of one device, and with a run and a device in them much earlier.
+  SLOT          the lower 32 bits of the entry's payload are in the redirect, the upper 13 here: three more bits of
+                offset, the length of the run, raw, device. So 4 bytes limit nothing. Without the word's help they
+                would end at 16 TiB of one device, and with a run and a device in them much earlier.
   CACHE         the folio in the swap cache, whose bytes nothing else has
-CACHED: the swap cache has a folio. If there is storage as well, the word can't hold both: that folio is in an array of the
-cluster, 8 bytes a slot, which is there while any slot of the cluster is in this state.
+CACHED: the swap cache has a folio. If there is storage as well, the word can't hold both: that folio is in an array of
+the cluster, 8 bytes a slot, which is there while any slot of the cluster is in this state.
 
-Four arrays, each a page for a cluster (or a half) that is there while it is used: the table, folios, counts, redirects. A
-redirect's memory comes with the first slot of two neighbouring clusters that moves and goes with the last.
+Four arrays, each a page for a cluster (or a half) that is there while it is used: the table, folios, counts,
+redirects. A redirect's memory comes with the first slot of two neighbouring clusters that moves and goes with the
+last.
 
 Locks. LOCKED is the entry's: it protects type, payload, CACHED, and the id's redirect and folio. The cluster's lock
-(clusters.pxd) protects which words are 0, the use of the arrays, and the passing of a count into MANY and out of it. A word
-of a live id changes by CAS only. A count below MANY changes without any lock: dup and put are one CAS.
+(clusters.pxd) protects which words are 0, the use of the arrays, and the passing of a count into MANY and out of it. A
+word of a live id changes by CAS only. A count below MANY changes without any lock: dup and put are one CAS.
 
 Order between a word and the arrays. Counts as everywhere: stored, then MANY set; MANY cleared, then the count erased.
-A folio is stored in the array before the word says CACHED without being CACHE, and erased after the word has
-stopped saying so, for which unlock first makes the word CACHE, still LOCKED. So who reads it without a lock finds it
-there, or finds on a second look that the word has changed. A redirect is read by who has LOCKED, and its memory
-is only there while the word says SLOT: stored before the CAS that unlocks, given up before it too.
+A folio is stored in the array before the word says CACHED without being CACHE, and erased after the word has stopped
+saying so, for which unlock first makes the word CACHE, still LOCKED. So who reads it without a lock finds it there, or
+finds on a second look that the word has changed. A redirect is read by who has LOCKED, and its memory is only there
+while the word says SLOT: stored before the CAS that unlocks, given up before it too.
 
-The last put finds the count 0 in a word that is not MANY: nobody else has a reference, so nobody can dup. It locks
-the word with GONE in the same CAS; from then to free the word is the caller's alone.
+The last put finds the count 0 in a word that is not MANY: nobody else has a reference, so nobody can dup. It locks the
+word with GONE in the same CAS; from then to free the word is the caller's alone.
 """
 from libc.errno cimport EOVERFLOW
 from libc.limits cimport INT_MAX
@@ -44,7 +46,7 @@ from userswap.swap.clusters cimport (
     CHUNK_SHIFT, CHUNKS_MOST, CLUSTER_SHIFT, CLUSTER_SLOTS, TABLE, Cluster, Clusters, cluster_of, clusters_end,
     clusters_given, clusters_init, clusters_take, clusters_taken, half_clear, half_of, half_set, word_of, word_set,
 )
-from userswap.swap.entry cimport CACHE, ENTRY_PAYLOAD_SHIFT, FREE, SLOT, entry_make, entry_payload, entry_type
+from userswap.swap.entry cimport CACHE, FREE, SLOT, entry_make, entry_payload, entry_type
 from userswap.swap.map cimport SwapMap, SwapMapOps, SwapMapOptions
 from userswap.swap.pages cimport PAGE, pages_reserve
 
@@ -179,7 +181,8 @@ cdef void redirect_free(SwapMap* map, uint64_t id) noexcept nogil:
     cdef uint64_t seen
     us_lock(&c.lock)
     seen = us_load(word)
-    us_assert((seen & (LOCKED | WAITERS | GONE)) == (LOCKED | GONE),
+    us_assert(seen & GONE != 0, "free: the id has a count")
+    us_assert((seen & (LOCKED | WAITERS)) == LOCKED,
               "free: locked by the last put, and nobody has a reference to wait with")
     us_assert(seen & COUNT_FIELD == 0, "free: the last put leaves one")
     if type_of(seen) == SLOT:
@@ -331,7 +334,8 @@ cdef uint64_t redirect_next(SwapMap* map, int device, uint64_t after, uint64_t* 
 
 # ---- the count ----
 
-# Into MANY, out of it, or a change of what is there; n may be negative. Takes the cluster's lock. What is left, or -EOVERFLOW.
+# Into MANY, out of it, or a change of what is there; n may be negative. Takes the cluster's lock. The count then, or
+# -EOVERFLOW.
 cdef int64_t count_slowly(Redirect* m, uint64_t at, int64_t n) noexcept nogil:
     cdef uint64_t* word = word_of(&m.k, TABLE, at)
     cdef Cluster* c = cluster_of(&m.k, at)

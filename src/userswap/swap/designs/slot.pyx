@@ -1,40 +1,41 @@
-"""Linux 6.3, what the message of March 2023 starts from: an id is a slot of the swap file, and all else is keyed by it.
+"""Linux 6.3, what the message of March 2023 starts from: an id is a slot of the swap file, all else is keyed by it.
 
-Models mm/swapfile.c, mm/swap_slots.c, mm/swap_state.c and mm/zswap.c of 6.3 (LWN, "Toward a swap abstraction layer", 2023, has the
-state of that time). Static for each slot, allocated at swapon: swap_map (1 byte), the cgroup that is charged (2 bytes),
-and, as from 6.12 on, a bit for pages of zeros. Dynamic: the swap cache, a tree for each 64 MiB; zswap, a tree for each
-device, whose pages keep their slots.
+Models mm/swapfile.c, mm/swap_slots.c, mm/swap_state.c and mm/zswap.c of 6.3 (LWN, "Toward a swap abstraction layer",
+2023, has the state of that time). Static for each slot, allocated at swapon: swap_map (1 byte), the cgroup that is
+charged (2 bytes), and, as from 6.12 on, a bit for pages of zeros. Dynamic: the swap cache, a tree for each 64 MiB;
+zswap, a tree for each device, whose pages keep their slots.
 
 swap_map's byte:  0 free · count to 0x3e · 0x3f bad (there is none here) · 0x40 HAS_CACHE · 0x80 CONTINUED
-HAS_CACHE doubles as the lock there: swap-in sets it before anything else, and who finds it set sleeps a tick and looks again.
-It is our LOCKED. Who waits here spins and then sleeps on one of 64 futexes by hash, which is kinder than a tick;
-whether there is a folio is asked of the swap cache alone. A byte that is HAS_CACHE and nothing else belongs to
+HAS_CACHE doubles as the lock there: swap-in sets it before anything else, and who finds it set sleeps a tick and looks
+again. It is our LOCKED. Who waits here spins and then sleeps on one of 64 futexes by hash, which is kinder than a
+tick; whether there is a folio is asked of the swap cache alone. A byte that is HAS_CACHE and nothing else belongs to
 nobody: the last put leaves it, and slots wait with it in the caches below.
 
-Counts over 0x3e: CONTINUED, and the count's higher digits, 7 bits each, are in continuation pages: a page of digits for a
-page of swap_map, with more pages for higher digits. The low digit counts to 63, the next is worth 63, the third 63 * 128.
-A digit has CONTINUED too if there are higher ones that are not zero. Pages are added on overflow, outside of the locks,
-as add_swap_count_continuation does, and kept until the end, as there. Eight digits are all there may be.
+Counts over 0x3e: CONTINUED, and the count's higher digits, 7 bits each, are in continuation pages: a page of digits
+for a page of swap_map, with more pages for higher digits. The low digit counts to 63, the next is worth 63, the third
+63 * 128. A digit has CONTINUED too if there are higher ones that are not zero. Pages are added on overflow, outside of
+the locks, as add_swap_count_continuation does, and kept until the end, as there. Eight digits are all there may be.
 
-Slots: clusters of 256, each CPU allocates from one of its own; when none is unused, swap_map is scanned from where the last scan
-ended. A cache for each CPU holds 64 slots to give and 64 that were freed, so that the device's lock is taken
+Slots: clusters of 256, each CPU allocates from one of its own; when none is unused, swap_map is scanned from where the
+last scan ended. A cache for each CPU holds 64 slots to give and 64 that were freed, so that the device's lock is taken
 once for many; while less than 2 * 64 slots a CPU are free they are not filled, and who finds no slot drains them all.
 Runs come from unused clusters only, as large folios did: one for each CPU that asks for runs.
 
-The entry, in the order of the kernel's read path: zero bit: SAME 0. Zswap's tree: that word, ZSWAP or a value that repeats.
-DIRTY in the swap cache's word: CACHE, no storage has the bytes of the folio. Else the slot itself.
+The entry, in the order of the kernel's read path: zero bit: SAME 0. Zswap's tree: that word, ZSWAP or a value that
+repeats. DIRTY in the swap cache's word: CACHE, no storage has the bytes of the folio. Else the slot itself.
 
-Locks, outermost first. HAS_CACHE of a slot: its entry. The CPU's cache (its own words). The device's: free slots, clusters,
-the caches' refill and flush. The cluster's: the bytes of its 256 slots, once they are in use. Then one of: the
-continuations' (digits), a swap cache tree's, zswap's; all leaves. A byte is read without a lock where there it is.
+Locks, outermost first. HAS_CACHE of a slot: its entry. The CPU's cache (its own words). The device's: free slots,
+clusters, the caches' refill and flush. The cluster's: the bytes of its 256 slots, once they are in use. Then one of:
+the continuations' (digits), a swap cache tree's, zswap's; all leaves. A byte is read without a lock where there it is.
 Nobody waits for HAS_CACHE but in lock and the last put, which hold nothing then.
 
 Order: the last put sets HAS_CACHE and takes the count away in one store, under the cluster's lock. alloc stores the
 parts of an entry before the byte; free clears them before the slot goes to a cache, where the byte stays HAS_CACHE.
 
-Where user space makes it differ: the trees are arrays in reserved address space (pages.pxd), one load to read and 8 bytes a word, so
-zswap's rbtree of entries of some 48 bytes and its lock for reading are not charged to this design. Clusters' structs take 12
-bytes for 256 slots, continuation heads 64 for 4096 (there struct page has them). The cgroup is always the same.
+Where user space makes it differ: the trees are arrays in reserved address space (pages.pxd), one load to read and 8
+bytes a word, so zswap's rbtree of entries of some 48 bytes and its lock for reading are not charged to this design.
+Clusters' structs take 12 bytes for 256 slots, continuation heads 64 for 4096 (there struct page has them). The cgroup
+is always the same.
 """
 from libc.errno cimport ENOMEM, EOVERFLOW
 from libc.limits cimport INT_MAX
@@ -43,7 +44,7 @@ from libc.string cimport memchr
 
 from userswap.native.mman cimport munmap
 from userswap.native.us cimport (
-    us_add, us_and, us_assert, us_cas, us_chaos, us_futex_wait, us_futex_wake, us_load, us_load_byte, us_lock, us_mutex,
+    us_add, us_and, us_assert, us_chaos, us_futex_wait, us_futex_wake, us_load, us_load_byte, us_lock, us_mutex,
     us_or, us_pause, us_read, us_store, us_store_byte, us_unlock, us_write,
 )
 from userswap.swap.entry cimport (
@@ -520,7 +521,7 @@ cdef bint slot_alloc_run(SwapMap* map, const uint64_t* entries, uint64_t holder,
 cdef void slot_free(SwapMap* map, uint64_t id) noexcept nogil:
     cdef Slot* m = <Slot*>map
     cdef uint64_t at = id - 1
-    us_assert(us_load_byte(&m.swap_map[at]) == HAS_CACHE, "free: locked by the last put")
+    us_assert(us_load_byte(&m.swap_map[at]) == HAS_CACHE, "free: the id has a count, or is free")
     m.cgroups[at] = 0
     zero_set(m, at, False)
     zswap_set(m, at, 0)
@@ -543,7 +544,8 @@ cdef inline Bucket* bucket_of(Slot* m, uint64_t at) noexcept nogil:
     return &m.buckets[(at * 0x9E3779B97F4A7C15u) >> 58]
 
 
-# Waits for HAS_CACHE to go. With the cluster's lock, which is given up: who clears it comes after us, and sees that we wait.
+# Waits for HAS_CACHE to go. With the cluster's lock, which is given up: who clears it comes after us, and sees that
+# we wait.
 cdef void wait_at(Slot* m, uint64_t at) noexcept nogil:
     cdef Bucket* bucket = bucket_of(m, at)
     cdef int64_t turn
@@ -586,7 +588,7 @@ cdef uint64_t slot_unlock(SwapMap* map, uint64_t id, uint64_t entry) noexcept no
     cdef Bucket* bucket = bucket_of(m, at)
     cdef uint8_t byte
     cdef bint wake
-    us_assert(entry_type(entry) != CACHE or us_load(&m.folios[at]) != 0, "an entry CACHE needs a folio in the swap cache")
+    us_assert(entry_type(entry) != CACHE or us_load(&m.folios[at]) != 0, "an entry CACHE needs a folio")
     entry_set(m, at, entry)
     us_lock(cluster_lock(m, at))
     byte = us_load_byte(&m.swap_map[at])
@@ -684,7 +686,7 @@ cdef int count_set(Slot* m, uint64_t at, int64_t count) noexcept nogil:
         rest = count // COUNT_BASE
         i = 0
         while rest:
-            digits[i][at & (PAGE - 1)] = <uint8_t>(rest % DIGIT_BASE) | <uint8_t>(CONTINUED if rest >= DIGIT_BASE else 0)
+            digits[i][at & (PAGE - 1)] = <uint8_t>((rest % DIGIT_BASE) | (CONTINUED if rest >= DIGIT_BASE else 0))
             rest //= DIGIT_BASE
             i += 1
             us_chaos()

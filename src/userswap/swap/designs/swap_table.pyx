@@ -1,20 +1,21 @@
 """Linux 6.18 and 6.19: an id is a slot of the swap file, and each cluster of 512 slots has a table of words.
 
-Models mm/swapfile.c and mm/swap_table.h of 6.19 (LWN, "Modernizing swapping: introducing the swap table" and "the end of the swap
-map", 2026; Kairui Song's swap table series on linux-mm, 2025). Static for each slot, allocated at swapon: swap_map (1 byte, the
-count), the cgroup that is charged (2 bytes), a zero bit: 25 MiB for 8,388,608 slots. For each slot in use: a table word
-(8 bytes), and a word of zswap's tree (8 bytes) if the data is there, though the slot on the device stays taken.
+Models mm/swapfile.c and mm/swap_table.h of 6.19 (LWN, "Modernizing swapping: introducing the swap table" and "the end
+of the swap map", 2026; Kairui Song's swap table series on linux-mm, 2025). Static for each slot, allocated at swapon:
+swap_map (1 byte, the count), the cgroup that is charged (2 bytes), a zero bit: 25 MiB for 8,388,608 slots. For each
+slot in use: a table word (8 bytes), and a word of zswap's tree (8 bytes) if the data is there, though the slot on the
+device stays taken.
 
 The word, tags as there:  | folio (48) | .. | DIRTY | GONE | WAITERS | LOCKED | tag (4) |
   0         the slot is free
   ...1      shadow: in use, no folio in the swap cache (there a reclaim distance, which we have none of)
   ..10      the folio in the swap cache; DIRTY: no storage has these bytes, the entry is CACHE
-100 and 1000, pointers and bad slots, have no use here. What the entry is follows from the parts, in the order of
-the kernel's read path: zero bit: SAME 0. Zswap's word: that, ZSWAP or, as zswap had it until 6.10, another value that repeats. DIRTY:
-CACHE. Else the slot itself. So the only SLOT entry is home, and data that leaves it leaves by a fault.
+100 and 1000, pointers and bad slots, have no use here. What the entry is follows from the parts, in the order of the
+kernel's read path: zero bit: SAME 0. Zswap's word: that, ZSWAP or, as zswap had it until 6.10, another value that
+repeats. DIRTY: CACHE. Else the slot itself. So the only SLOT entry is home, and data that leaves it leaves by a fault.
 
-Locks, "the cluster lock and the folio lock are all there are". The cluster's (clusters.pxd) protects swap_map of its slots, the use
-of table and tree pages. LOCKED in a word is the folio lock, which swap-in there has from when it puts a
+Locks, "the cluster lock and the folio lock are all there are". The cluster's (clusters.pxd) protects swap_map of its
+slots, the use of table and tree pages. LOCKED in a word is the folio lock, which swap-in there has from when it puts a
 folio into the table: it protects the folio, DIRTY, the zero bit and zswap's word of the slot. A word of a live slot
 changes by CAS, so that it keeps WAITERS; a table word and a count of one are read without a lock. dup and put are
 under the cluster's lock, as in 6.19, and never wait for the folio's.
@@ -24,11 +25,12 @@ CONTINUED says that the count is there; the array goes when no count needs it. T
 bits of the word; 6.19 still had the continuation pages that slot.pyx models.
 
 Order: the last put leaves the count 1 under the cluster's lock, gives that up, and locks the word with GONE: nobody
-else has a reference to dup, so it stays the last. free clears the parts first and then the word, all under the cluster's lock.
+else has a reference to dup, so it stays the last. free clears the parts first and then the word, all under the
+cluster's lock.
 
-Where user space makes it differ: see clusters.pyx for slots, and pages.pxd: zswap's tree (an xarray for each 64 MiB, nodes
-of 64 words) is an array in reserved address space, 8 bytes a word in use and one load to read, so it is better here than there.
-The cgroup is always the same. A cluster's struct takes 16 bytes for each 2 MiB, as static.
+Where user space makes it differ: see clusters.pyx for slots, and pages.pxd: zswap's tree (an xarray for each 64 MiB,
+nodes of 64 words) is an array in reserved address space, 8 bytes a word in use and one load to read, so it is better
+here than there. The cgroup is always the same. A cluster's struct takes 16 bytes for each 2 MiB, as static.
 """
 from libc.errno cimport EOVERFLOW
 from libc.limits cimport INT_MAX
@@ -36,8 +38,8 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from userswap.native.mman cimport munmap
 from userswap.native.us cimport (
-    us_add, us_and, us_assert, us_cas, us_chaos, us_futex_wake, us_load, us_load_byte, us_lock, us_or, us_pause, us_read,
-    us_store, us_store_byte, us_unlock, us_word_wait,
+    us_add, us_and, us_assert, us_cas, us_chaos, us_futex_wake, us_load, us_load_byte, us_lock, us_or, us_pause,
+    us_read, us_store, us_store_byte, us_unlock, us_word_wait,
 )
 from userswap.swap.clusters cimport (
     CLUSTER_SHIFT, CLUSTER_SLOTS, TABLE, Cluster, Clusters, cluster_of, clusters_end, clusters_given, clusters_grow,
@@ -202,7 +204,8 @@ cdef void swap_table_free(SwapMap* map, uint64_t id) noexcept nogil:
     cdef uint64_t at = id - 1
     cdef Cluster* c = cluster_of(&m.k, at)
     us_lock(&c.lock)
-    us_assert((us_load(word_of(&m.k, TABLE, at)) & (LOCKED | WAITERS | GONE)) == (LOCKED | GONE),
+    us_assert(us_load(word_of(&m.k, TABLE, at)) & GONE != 0, "free: the id has a count")
+    us_assert((us_load(word_of(&m.k, TABLE, at)) & (LOCKED | WAITERS)) == LOCKED,
               "free: locked by the last put, and nobody has a reference to wait with")
     us_assert(us_load_byte(&m.swap_map[at]) == 1, "free: the last put leaves one")
     us_store_byte(&m.swap_map[at], 0)
