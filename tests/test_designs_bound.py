@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from test_swap_map import LESS, alone, drop, kind_of, span, together
+from test_swap_map import LESS, Ids, alone, drop, kind_of, span, together
 from userswap.swap.map import CACHE, COUNT_MAX, SAME, SLOT, ZSWAP, Map, entry, slot
 
 PAGE = 4096
@@ -247,6 +247,93 @@ def test_threads_share_the_last_slots(design: str) -> None:
 
 
 @bound
+def test_there_is_a_slot_for_everybody_as_long_as_one_is_free(design: str) -> None:
+    """Who finds a cluster or a cache of slots in another's hands looks again, and does not give up."""
+    each = 300
+    swap_map = Map(design, slots=3 * each)
+
+    def come_and_go(thread: int) -> None:
+        holders = span(thread * 1000, each)
+        for _ in range(400 // LESS):
+            swap_map.run("alloc", holders, entry(ZSWAP, 1))
+            swap_map.run("put", holders)
+
+    failed = []
+
+    def noted(thread: int) -> None:
+        try:
+            come_and_go(thread)
+        except MemoryError as error:
+            failed.append(error)
+
+    together(*[lambda i=i: noted(i) for i in range(3)])
+    assert not failed
+    assert swap_map.ids() == 0
+
+
+@clustered
+def test_neighbours_come_move_and_go_at_once(design: str) -> None:
+    """The use of a page is counted right when threads are at its words at the same time."""
+    n = 512 * 12
+    swap_map = Map(design, slots=n)
+    empty = swap_map.metadata()
+    swap_map.run("alloc", span(0, n), entry(ZSWAP, 1))
+
+    def move(holders: Ids) -> None:
+        for _ in range(40 // LESS + 1):
+            swap_map.run("writeback", holders, slot(0, 0))
+            swap_map.run("cache", holders)
+            swap_map.run("uncache", holders)
+            swap_map.run("put", holders)
+            swap_map.run("alloc", holders, entry(ZSWAP, 1))
+
+    together(*[lambda i=i: move(span(0, n)[i::2].copy()) for i in range(2)])
+    assert {swap_map.lock(i) for i in range(n)} == {entry(ZSWAP, 1 + i) for i in range(n // 2)}
+    for i in range(n):
+        swap_map.unlock(i, entry(ZSWAP, 1))
+    swap_map.run("put", span(0, n))
+    assert swap_map.metadata() <= empty + IDLE + (4 * PAGE if design == "redirect" else 0)
+
+
+@clustered
+def test_storage_locks_the_entry_that_it_means(design: str) -> None:
+    """The entry goes to and fro while storage tries to lock one of its two states: what it locks is that one."""
+    swap_map = Map(design)
+    words = [slot(0, 16), slot(0, 32)] if design == "redirect" else [entry(ZSWAP, 1), entry(ZSWAP, 2)]
+    swap_map.alloc(0, words[0])
+    swap_map.dup(0, 1)
+    owner = swap_map.owner(0)
+    done = threading.Event()
+    now = swap_map.lock(0)
+    swap_map.unlock(0, now)
+    wrong = []
+    locked = 0
+
+    def change() -> None:
+        nonlocal now
+        turn = 0
+        while turn < 3000 or (locked < 30 and turn < 1_000_000):
+            swap_map.lock(0)
+            now = words[turn % 2]
+            swap_map.unlock(0, now)
+            turn += 1
+        done.set()
+
+    def aim() -> None:
+        nonlocal locked
+        if swap_map.try_owner(owner, words[0]):
+            locked += 1
+            if now != words[0]:
+                wrong.append(now)
+            swap_map.unlock_owner(owner, now)
+
+    together(change, lambda: until(done, aim))
+    assert not wrong
+    assert locked
+    assert swap_map.lock(1) == now
+
+
+@bound
 def test_a_full_swap_file_is_used_again_wherever_slots_are_freed(design: str) -> None:
     slots = 4000 // LESS
     swap_map = Map(design, slots=slots)
@@ -368,6 +455,25 @@ def test_an_empty_cluster_has_no_table() -> None:
     assert empty + 100 * PAGE <= swap_map.metadata() <= empty + 100 * PAGE + IDLE
     swap_map.run("put", span(0, 51_200))
     assert swap_map.metadata() <= empty + IDLE
+
+
+@clustered
+def test_an_id_that_comes_and_goes_keeps_its_pages(design: str) -> None:
+    """Else each time would cost system calls."""
+    swap_map = Map(design)
+    swap_map.alloc(0, slot(0, 0))
+    swap_map.lock(0)
+    swap_map.cache(0, 9)
+    swap_map.unlock(0, entry(ZSWAP, 1))
+    drop(swap_map, 0)
+    once = swap_map.metadata()
+    for _ in range(200):
+        swap_map.alloc(0, slot(0, 0))
+        swap_map.lock(0)
+        swap_map.cache(0, 9)
+        swap_map.unlock(0, entry(ZSWAP, 1))
+        drop(swap_map, 0)
+    assert swap_map.metadata() == once > Map(design).metadata() + PAGE
 
 
 @bound

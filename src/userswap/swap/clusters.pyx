@@ -127,21 +127,12 @@ cdef inline int room_of(Clusters* k, uint64_t number) noexcept nogil:
     return <int>left if left < CLUSTER_SLOTS else CLUSTER_SLOTS
 
 
-# n words of 0 in a row, from position `start` of the cluster on, and then from its first; -1: none. With its lock.
+# n words of 0 in a row, from position `start` of the cluster on; -1: none. With its lock.
 cdef int find(Clusters* k, uint64_t number, int start, int n) noexcept nogil:
     cdef uint64_t* table = word_of(k, TABLE, number << CLUSTER_SHIFT)
     cdef int room = room_of(k, number)
     cdef int i = start
     cdef int length = 0
-    while i < room:
-        length = 0 if us_load(&table[i]) else length + 1
-        i += 1
-        if length == n:
-            return i - n
-    # A run may begin before `start` and go past it.
-    room = room if room < start + n - 1 else start + n - 1
-    i = 0
-    length = 0
     while i < room:
         length = 0 if us_load(&table[i]) else length + 1
         i += 1
