@@ -19,7 +19,7 @@ the locks, as add_swap_count_continuation does, and kept until the end, as there
 Slots: clusters of 256, each CPU allocates from one of its own; when none is unused, swap_map is scanned from where the
 last scan ended. A cache for each CPU holds 64 slots to give and 64 that were freed, so that the device's lock is taken
 once for many; while less than 2 * 64 slots a CPU are free they are not filled, and who finds no slot drains them all.
-Runs come from unused clusters only, as large folios did: one for each CPU that asks for runs.
+Runs come from unused clusters only, as huge pages did (which took a whole one): one for each CPU that asks for runs.
 
 The entry, in the order of the kernel's read path: zero bit: SAME 0. Zswap's tree: that word, ZSWAP or a value that
 repeats. DIRTY in the swap cache's word: CACHE, no storage has the bytes of the folio. Else the slot itself.

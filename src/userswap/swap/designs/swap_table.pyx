@@ -11,8 +11,8 @@ The word, tags as there:  | folio (48) | .. | DIRTY | GONE | WAITERS | LOCKED | 
   ...1      shadow: in use, no folio in the swap cache (there a reclaim distance, which we have none of)
   ..10      the folio in the swap cache; DIRTY: no storage has these bytes, the entry is CACHE
 100 and 1000, pointers and bad slots, have no use here. What the entry is follows from the parts, in the order of the
-kernel's read path: zero bit: SAME 0. Zswap's word: that, ZSWAP or, as zswap had it until 6.10, another value that
-repeats. DIRTY: CACHE. Else the slot itself. So the only SLOT entry is home, and data that leaves it leaves by a fault.
+kernel's read path: zero bit: SAME 0. Zswap's word: that, ZSWAP or, as zswap had it before the zero bits, another value
+that repeats. DIRTY: CACHE. Else the slot itself. So the only SLOT entry is home, and data leaves it by a fault only.
 
 Locks, "the cluster lock and the folio lock are all there are". The cluster's (clusters.pxd) protects swap_map of its
 slots, the use of table and tree pages. LOCKED in a word is the folio lock, which swap-in there has from when it puts a
