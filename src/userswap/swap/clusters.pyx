@@ -141,22 +141,25 @@ cdef int find(Clusters* k, uint64_t number, int start, int n) noexcept nogil:
     return -1
 
 
-# The first cluster of a list that nobody is at, locked; NULL: none. `busy`: there are others. Takes the device's lock.
-cdef Cluster* isolate(Clusters* k, int list, uint64_t* number, bint* busy) noexcept nogil:
+# The first cluster of these lists that nobody is at, locked; NULL: none. `busy`: there are others. All lists under
+# one hold of the device's lock: else a cluster could pass from one that comes to one that is done.
+cdef Cluster* isolate(Clusters* k, const int* order, int lists, uint64_t* number, bint* busy) noexcept nogil:
     cdef uint32_t at
     cdef Cluster* c
+    cdef int i
     us_lock(&k.lock)
-    if list == UNUSED and k.first[UNUSED] == 0:
-        grow(k)
-    at = k.first[list]
-    while at:
-        c = numbered(k, at - 1)
-        if us_trylock(&c.lock):
-            us_unlock(&k.lock)
-            number[0] = at - 1
-            return c
-        busy[0] = True
-        at = c.next
+    for i in range(lists):
+        if order[i] == UNUSED and k.first[UNUSED] == 0:
+            grow(k)
+        at = k.first[order[i]]
+        while at:
+            c = numbered(k, at - 1)
+            if us_trylock(&c.lock):
+                us_unlock(&k.lock)
+                number[0] = at - 1
+                return c
+            busy[0] = True
+            at = c.next
     us_unlock(&k.lock)
     return NULL
 
@@ -177,7 +180,7 @@ cdef Cluster* clusters_take(Clusters* k, int n, uint64_t* at) noexcept nogil:
     cdef uint64_t hint = us_load(&k.cpu[<uint64_t>sched_getcpu() % k.cpus].next[runs])
     cdef uint64_t number = 0
     cdef int[4] order
-    cdef int lists, i, found
+    cdef int lists, found
     cdef bint busy
     cdef Cluster* c
     if hint:
@@ -197,29 +200,26 @@ cdef Cluster* clusters_take(Clusters* k, int n, uint64_t* at) noexcept nogil:
     order[3] = RUNS
     lists = 2 if runs else 4
     while True:
+        us_chaos()
         busy = False
-        i = 0
-        while i < lists:
-            us_chaos()
-            c = isolate(k, order[i], &number, &busy)
-            if c == NULL:
-                i += 1
-                continue
+        c = isolate(k, order, lists, &number, &busy)
+        if c != NULL:
             found = find(k, number, 0, n)
             if found >= 0:
                 at[0] = (number << CLUSTER_SHIFT) + <uint64_t>found
                 return c
-            # No run fits: until a slot of it is freed no other will try.
             us_assert(runs, "a cluster on a list has a free slot")
-            if order[i] == UNUSED:
+            if c.count == 0:
                 us_unlock(&c.lock)      # the last one of the device, and short
                 return NULL
+            # No run fits: until a slot of it is freed no other will try.
             relocate(k, c, number, FRAGMENTED)
             us_unlock(&c.lock)
-        if not busy:
+        elif not busy:
             return NULL
-        # Somebody has a cluster that may have room.
-        us_pause()
+        else:
+            # Somebody has a cluster that may have room.
+            us_pause()
 
 
 cdef void clusters_taken(Clusters* k, Cluster* c, int n, uint64_t at) noexcept nogil:

@@ -161,7 +161,8 @@ cdef inline void begin(SwapTable* m, uint64_t at, uint64_t entry) noexcept nogil
     us_assert(entry_type(entry) != FREE and entry_type(entry) != CACHE, "an id is given with an entry")
     us_assert(us_load_byte(&m.swap_map[at]) == 0, "a slot that is taken had no count")
     m.cgroups[at] = CGROUP
-    zero_set(m, at, entry_type(entry) == SAME and entry_payload(entry) == 0)
+    if entry_type(entry) == SAME and entry_payload(entry) == 0:
+        zero_set(m, at, True)
     if tree_word(entry):
         word_set(&m.k, ZSWAP_TREE, at, tree_word(entry))
     us_store_byte(&m.swap_map[at], 1)
