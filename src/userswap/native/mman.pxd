@@ -6,6 +6,7 @@ cdef extern from "<sys/mman.h>" nogil:
         MAP_PRIVATE
         MAP_ANONYMOUS
         MAP_NORESERVE
+        MAP_POPULATE
         MADV_DONTDUMP
         MADV_DONTNEED
         MADV_NOHUGEPAGE

@@ -77,6 +77,10 @@ static inline void us_max(int64_t *p, int64_t v) {
 static inline void *us_load_ptr(void *const *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void us_store_ptr(void **p, void *v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 
+/* Bytes that others read without the lock that they change under. */
+static inline uint8_t us_load_byte(const uint8_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline void us_store_byte(uint8_t *p, uint8_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+
 static inline void us_pause(void) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();

@@ -1,5 +1,5 @@
 # The interface of us.h: atomics, futex locks, time, assertions. See the comments there.
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "us.h" nogil:
     ctypedef struct us_mutex:
@@ -21,6 +21,8 @@ cdef extern from "us.h" nogil:
     void us_max(int64_t* p, int64_t v) noexcept
     void* us_load_ptr(void** p) noexcept
     void us_store_ptr(void** p, void* v) noexcept
+    uint8_t us_load_byte(const uint8_t* p) noexcept
+    void us_store_byte(uint8_t* p, uint8_t v) noexcept
     void us_pause() noexcept
 
     void us_futex_wait(uint32_t* p, uint32_t seen) noexcept

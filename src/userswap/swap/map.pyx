@@ -22,22 +22,28 @@ from userswap.native.us cimport (
 from userswap.swap cimport entry as e
 from userswap.swap.designs.descriptor cimport descriptor_design
 from userswap.swap.designs.on_demand cimport on_demand_design
+from userswap.swap.designs.redirect cimport redirect_design
 from userswap.swap.designs.single_tree cimport single_tree_design
+from userswap.swap.designs.slot cimport slot_design
 from userswap.swap.designs.sparse cimport sparse_design
+from userswap.swap.designs.swap_table cimport swap_table_design
 from userswap.swap.designs.two_trees cimport two_trees_design
 from userswap.swap.designs.vswap cimport vswap_design
 
-# A new design is a line here and a file in designs/. The default comes first.
+# A new design is a line here and a file in designs/. The default comes first, then the older before the newer.
 cdef enum:
-    DESIGNS = 6
+    DESIGNS = 9
 
 cdef const SwapMapOps* designs[DESIGNS]
 designs[0] = on_demand_design()
 designs[1] = sparse_design()
-designs[2] = single_tree_design()
-designs[3] = two_trees_design()
+designs[2] = two_trees_design()
+designs[3] = single_tree_design()
 designs[4] = descriptor_design()
-designs[5] = vswap_design()
+designs[5] = slot_design()
+designs[6] = swap_table_design()
+designs[7] = vswap_design()
+designs[8] = redirect_design()
 
 
 cdef const SwapMapOps* swap_map_design(const char* name) noexcept nogil:
