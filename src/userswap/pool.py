@@ -64,6 +64,8 @@ class Stats:
     """Compressed bytes that it takes, in the pool and in the swap file."""
     slot_bytes: int
     """Bytes in use in the swap file."""
+    map_bytes: int
+    """RAM of the swap map, a part of ``metadata_bytes``."""
     swap_ids: int
     """Swap ids in use."""
     regions: int
