@@ -520,9 +520,7 @@ def test_a_run_is_together_and_each_of_it_goes_alone(design: str) -> None:
     words = [entry(ZSWAP, 1 + i) for i in range(16)]
     assert swap_map.alloc_run(0, words)
     ids = [swap_map.id(i) for i in range(16)]
-    assert ids == list(range(ids[0], ids[0] + 16)), (
-        "consecutive numbers, or entries"
-    )
+    assert ids == list(range(ids[0], ids[0] + 16)), "consecutive numbers, or entries"
     swap_map.dup(5, 100)
     assert [swap_map.count(i) for i in range(16)] == [1 + (i == 5) for i in range(16)]
     for i in range(0, 16, 2):
@@ -768,12 +766,12 @@ def test_storage_moves_under_a_running_program(design: str, holders: int, object
     results = together(
         lambda: swap_map.program(0, holders, 150_000 // LESS, 1),
         lambda: swap_map.program(holders, holders, 150_000 // LESS, 2),
-        lambda: swap_map.mover(200_000 // LESS, 3),
-        lambda: swap_map.mover(200_000 // LESS, 4),
+        lambda: swap_map.mover(3),
+        lambda: swap_map.mover(4),
     )
     assert [result[-1] for result in results] == [0] * 4
     assert all(faults > 100 for faults, _, _ in results[:2])
-    assert all(moved > 10 for moved, _ in results[2:])
+    assert sum(moved for moved, _ in results[2:]) > 100 // LESS
     assert swap_map.ids() == 0
 
 

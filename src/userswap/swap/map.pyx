@@ -16,7 +16,8 @@ from userswap.native.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
 )
 from userswap.native.us cimport (
-    us_cas, us_chaos, us_debug, us_load, us_lock, us_mutex, us_now, us_store, us_unlock, us_word_release, us_word_wait,
+    us_add, us_cas, us_chaos, us_debug, us_load, us_lock, us_mutex, us_now, us_read, us_store, us_unlock,
+    us_word_release, us_word_wait,
 )
 from userswap.swap cimport entry as e
 from userswap.swap.designs.on_demand cimport on_demand_design
@@ -187,6 +188,8 @@ cdef class Map:
     cdef uint64_t most_objects
     cdef uint64_t fresh_object
     cdef us_mutex storage       # the lock of the objects
+    cdef int64_t begun          # programs that began, and that ended
+    cdef int64_t ended
     cdef readonly str design
 
     def __cinit__(self, str design="on_demand", *, uint64_t holders=1 << 20, uint64_t slots=1 << 18, int slot_run=16):
@@ -978,6 +981,7 @@ cdef class Map:
         if self.objects == NULL or first + holders > self.table.most:
             raise ValueError("program needs objects and holders")
         with nogil:
+            us_add(&self.begun, 1)
             for turn in range(rounds + <Py_ssize_t>holders):
                 r = next_random(&state)
                 h = (r >> 8) % holders if turn < rounds else <uint64_t>(turn - rounds)
@@ -1041,11 +1045,12 @@ cdef class Map:
                             tags[other - first] = tags[h]
                             us_store(&self.table.words[other], id << WORD_ID)
                 us_word_release(word, id << WORD_ID, WAITERS)
+            us_add(&self.ended, 1)
         munmap(tags, holders * 8)
         return faults, outs, wrong
 
-    def mover(self, Py_ssize_t rounds, uint64_t seed):
-        """A thread of storage, below the map: ``(objects moved, wrong)``.
+    def mover(self, uint64_t seed):
+        """A thread of storage, below the map: ``(objects moved, wrong)``. Ends when the last program does.
 
         Each round finds a live object under the lock of the storage, locks its owner from there, copies the object to
         another (in zswap or in a slot, as it comes), and gives the owner the new entry: compaction and writeback.
@@ -1055,11 +1060,10 @@ cdef class Map:
         cdef uint64_t state = seed * 0x9E3779B97F4A7C15u | 1
         cdef uint64_t at, owner, entry
         cdef int64_t to, moved = 0, wrong = 0
-        cdef Py_ssize_t _turn
         if self.objects == NULL:
             raise ValueError("mover needs objects")
         with nogil:
-            for _turn in range(rounds):
+            while us_read(&self.begun) == 0 or us_read(&self.ended) < us_read(&self.begun):
                 us_lock(&self.storage)
                 at = next_random(&state) % self.most_objects
                 owner = self.objects[at].owner
