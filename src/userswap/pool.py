@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from userswap import _core, numpy_hook
 from userswap.backends import codec
 from userswap.budget import default_budget, total_ram
-from userswap.errors import BudgetError, UnsupportedError
+from userswap.errors import BudgetError, MapDesignError, UnsupportedError
 from userswap.sizes import format_size, parse_size
-from userswap.swapfiles import open_swap
+from userswap.swap.map import BOUND, DESIGN_NAMES, TRACED
+from userswap.swapfiles import open_swap, parse_swap
 
 if TYPE_CHECKING:
     import numpy as np
@@ -143,6 +144,16 @@ def _directory(name: str) -> str:
     return str(path if path.is_dir() else path.parent)
 
 
+def _check_design(name: str, swap: str | os.PathLike[str] | None) -> None:
+    if name not in (*DESIGN_NAMES, TRACED):
+        raise MapDesignError(f"There is no design {name!r} of the swap map, only {', '.join(DESIGN_NAMES)}.")
+    if name in BOUND and parse_swap(swap) is None:
+        raise MapDesignError(
+            f"In the design {name} swap ids are slots of a swap file, so it needs one: leave out swap none, "
+            f"or choose {', '.join(design for design in DESIGN_NAMES if design not in BOUND)}."
+        )
+
+
 def _why_not(error: OSError) -> str:
     reason = os.strerror(error.errno or 0)
     if error.errno == errno.ENOSYS:
@@ -172,11 +183,12 @@ class Pool:
             unlinked temporary file, used only when the budget does not hold what is compressed.
         min_array: from which size on `install` lets arrays live here.
         hard: end the program rather than exceed the budget when nothing is left to do.
-        map_design: name of the swap map's design.
+        map_design: which design of the swap map to use, one of ``userswap.swap.map.DESIGN_NAMES``.
 
     Raises:
         BadSize: a size that can't be read.
         BudgetError: the budget is too small; the text says the least that works.
+        MapDesignError: no such design, or one whose ids are slots of a swap file, without a swap file.
         SwapPathError: the swap file can't be used.
         UnsupportedError: this machine can't run userswap.
 
@@ -203,6 +215,7 @@ class Pool:
         else:
             limit = parse_size(ram, "the budget (ram)")
         self.min_array = max(parse_size(min_array, "the smallest array (min_array)"), LEAST_ARRAY)
+        _check_design(map_design, swap)
         start()
         least = LEAST_RESIDENT + codec.metadata_bytes()
         if limit < least:

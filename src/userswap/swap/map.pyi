@@ -21,7 +21,7 @@ Holders = npt.NDArray[np.uint64]
 def entry(type: int, payload: int = 0) -> int: ...
 def slot(device: int, offset: int, slots: int = 16, raw: bool = True) -> int: ...
 
-class Replay(TypedDict):
+class Replayed(TypedDict):  # a plain dict: this name is for type checkers
     ns: int
     kinds: list[int]
     peak_metadata: int
@@ -65,7 +65,7 @@ class Map:
         values: npt.NDArray[np.int64],
         *,
         watch: Literal["kinds", "memory"] | None = None,
-    ) -> Replay: ...
+    ) -> Replayed: ...
     def run(
         self,
         op: Literal["alloc", "run", "fault", "take", "put", "dup", "count", "cache", "uncache", "cached", "writeback"],

@@ -647,6 +647,10 @@ cdef class Map:
                 then = us_now()
                 now = us_now()
                 clock = now - then if j == 0 or now - then < clock else clock
+            # What is not the map's is touched before the clock runs, not in the first events.
+            for id in range(holders):
+                shadow[id].count = 0
+                us_store(&self.table.words[id], 0)
             i = 0
             began = then = us_now()
             while i < n:
