@@ -203,7 +203,11 @@ def install(ram: int | None, min_array: int, chosen: Namespace) -> Any:
         import userswap
         from userswap.swap.map import DESIGN_NAMES, TRACED
 
-        design = TRACED if chosen.trace is not None else chosen.map or DESIGN_NAMES[0]
+        design = DESIGN_NAMES[0] if chosen.map is None else chosen.map
+        if chosen.trace is not None:
+            design = TRACED
+        elif design == TRACED:
+            raise UsageError("To record what is asked of the swap map, write --trace FILE instead of --map traced.")
         return userswap.install(ram=ram, swap=chosen.swap, min_array=min_array, hard=chosen.hard, map_design=design)
     except ImportError as error:
         raise UnsupportedError(

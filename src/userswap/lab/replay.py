@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Replay", "Result", "replay"]
 
 EVENTS_PER_ROUND = 400_000
+MOST_REPEATS = 100
 FOLIO_SLOTS = 16
 
 
@@ -64,7 +65,7 @@ def replay(trace: Trace, designs: Sequence[str], rounds: int, progress: Callable
         TraceError: the trace makes no sense, or a design did what it must not; the text says where.
     """
     slots = max(2 * trace.peak_ids, -(-trace.slots_end // FOLIO_SLOTS), 512)
-    repeats = max(1, EVENTS_PER_ROUND // max(len(trace.kinds), 1))
+    repeats = min(max(1, EVENTS_PER_ROUND // max(len(trace.kinds), 1)), MOST_REPEATS)
     report = Replay(trace.counts, trace.peak_ids, trace.live_at_end, slots, repeats, {d: Result() for d in designs})
     for design, result in report.designs.items():
         progress(f"memory, {design}")

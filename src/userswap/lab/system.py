@@ -42,12 +42,12 @@ def swap_file(size: Size) -> str:
         try:
             opened = open_swap(spec)
         except SwapPathError as error:
-            refusals.append(str(error))
+            refusals.append(str(error).partition(": ")[0])
             continue
         assert opened is not None, "a place was named"
         os.close(opened.fd)
         return spec
-    raise LabError(f"There is no place for a swap file: {' '.join(refusals)}")
+    raise LabError(f"There is no place for a swap file ({'; '.join(refusals)}): set TMPDIR to a directory on a disk.")
 
 
 QUICK = Size(48 << 20, 20 << 20)

@@ -159,7 +159,7 @@ def decode(whole: bytes, name: str) -> Trace:
         )
     version, newline, rest = whole[len(MAGIC) :].partition(b"\n")
     if version != b"%d" % VERSION:
-        if not newline and version.isdigit():
+        if not newline and (not version or version.isdigit()):
             raise cut_off
         found = version[:20].decode("ascii", "replace")
         raise TraceError(

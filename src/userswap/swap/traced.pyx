@@ -1,13 +1,14 @@
 """A swap map that records what it is asked, for `userswap run --trace`: the design `sparse` behind a tape.
 
-Recording is a design of its own, so that nothing else has a hook, and who does not trace pays nothing. It wraps `sparse`
-because ids never change there: an id names the same data from alloc to free. Touches the map that it wraps,
-its own tape, and nothing else.
+Recording is a design of its own, so that nothing else has a hook, and who does not trace pays nothing. It wraps
+`sparse` because ids never change there: an id names the same data from alloc to free. Touches the map that it
+wraps, its own tape, and nothing else.
 
 The tape is one mapping made with the map: a head, and room for RECORDS records, which take memory as they are written
-(beside the budget: what is recorded must not be changed by the recording). A record's place is taken by one atomic addition,
-its last word is stored last: a word that is 0 was not written yet. When the tape is full recording ends. In a forked
-child the tape reads as zeros (MADV_WIPEONFORK), `running` among them: a child records nothing, and pays for no copy.
+(beside the budget: what is recorded must not be changed by the recording). A record's place is taken by one atomic
+addition, its last word is stored last: a word that is 0 was not written yet. When the tape is full recording ends.
+In a forked child the tape reads as zeros (MADV_WIPEONFORK), `running` among them: a child records nothing, and pays
+for no copy.
 
 No lock is taken here. What makes the order of records an order in which the same calls can be made one after the
 other is when they are written:
@@ -338,10 +339,10 @@ cdef inline void emit(Columns* c, int kind, Seen* s, uint64_t before, uint64_t a
 cdef object traced_events(SwapMap* map):
     """Turns records into events.
 
-    A lock and its unlock become one event, where the unlock is; so do try_owner and unlock_owner. Nothing that happened
-    to the id in between needs the lock, but for the swap cache, which becomes part of the event. The last put of an id becomes part
-    of its end. Ids become refs: small numbers that are used again, in a row for a run. Locks that are still held at the
-    end did nothing yet and are left out.
+    A lock and its unlock become one event, where the unlock is; so do try_owner and unlock_owner. Nothing that
+    happened to the id in between needs the lock, but for the swap cache, which becomes part of the event. The last put
+    of an id becomes part of its end. Ids become refs: small numbers that are used again, in a row for a run. Locks that
+    are still held at the end, and those of storage that changed nothing (a writeback that failed), are left out.
     """
     if map.ops != &ops:
         return None
