@@ -6,6 +6,7 @@ import json
 import os
 import re
 import threading
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -101,7 +102,13 @@ def test_calls_become_events() -> None:
     swap_map.lock(40)
     swap_map.cache(40, 0)
     swap_map.unlock(40, entry(ZSWAP, 8))
+    swap_map.lock(40)
+    swap_map.cache(40, 5)
+    swap_map.cache(40, 0)
+    swap_map.unlock(40, entry(ZSWAP, 8))
     swap_map.dup(40, 41)
+    with pytest.raises(OverflowError):
+        swap_map.add(40, 1 << 62)
     assert (swap_map.count(40), swap_map.cached(40)) == (2, 0)
     owner = swap_map.owner(40)
     assert not swap_map.try_owner(owner, entry(ZSWAP, 7)), "what fails is no event"
@@ -123,6 +130,8 @@ def test_calls_become_events() -> None:
         ("more", 3, 0, ZSWAP, 0),
         ("cache", 0, ZSWAP, CACHE, 0),
         ("uncache", 0, CACHE, ZSWAP, 0),
+        ("cache", 0, ZSWAP, ZSWAP, 0),
+        ("uncache", 0, ZSWAP, ZSWAP, 0),
         ("dup", 0, 0, 0, 1),
         ("count", 0, 0, 0, 0),
         ("cached", 0, 0, 0, 0),
@@ -197,7 +206,7 @@ def test_a_forked_child_does_not_record() -> None:
 
 
 def test_a_trace_agrees_with_the_figures_of_the_pool(tmp_path: Path) -> None:
-    pool = userswap.Pool("16MiB", f"{tmp_path}:256MiB", map_design=TRACED)
+    pool = userswap.Pool("16MiB", f"{tmp_path}:256MiB", map_design=TRACED, dedupe=False)
     kept = [pool.array(data(kind, 6 << 20, i)) for i, kind in enumerate(("walk", "noise", "same", "walk", "small"))]
     for turn in range(2):
         for array in kept:
@@ -209,12 +218,14 @@ def test_a_trace_agrees_with_the_figures_of_the_pool(tmp_path: Path) -> None:
     stats = pool.stats()
     trace = Trace.recorded(pool, "test")
     counts = trace.counts
-    assert stats.swap_outs == counts["alloc"] > 200
+    begun = counts["alloc"] + counts["run"] + counts["more"]
+    assert stats.swap_outs == begun > 200
+    assert stats.runs == counts["run"] > 0
     assert stats.swap_ins == counts["fault"] > 200
-    assert stats.swap_ids == trace.live_at_end == counts["alloc"] - counts["free"] > 100
-    stored = int(((trace.kinds == 0) & (trace.types >> 4 == SLOT)).sum())
+    assert stats.swap_ids == trace.live_at_end == begun - counts["free"] > 100
+    stored = int(((trace.types & 15 == 0) & (trace.types >> 4 == SLOT)).sum())
     assert stats.writebacks == counts["writeback"] + stored > counts["writeback"] > 0
-    assert stats.same_filled == int(((trace.kinds == 0) & (trace.types >> 4 == SAME)).sum()) > 50
+    assert stats.same_filled == int(((trace.types & 15 == 0) & (trace.types >> 4 == SAME)).sum()) > 50
     assert trace.budget_bytes == 16 << 20
     assert (np.diff(trace.times) >= 0).all()
     for design in DESIGN_NAMES:
@@ -224,6 +235,31 @@ def test_a_trace_agrees_with_the_figures_of_the_pool(tmp_path: Path) -> None:
         right[::65536] += 2
         assert (kept[i] == right).all()
     del kept
+    pool.close()
+
+
+def test_sharing_is_in_the_trace() -> None:
+    pool = fresh_pool(map_design=TRACED)
+    first = pool.array(data("walk", 4 << 20, 1))
+    pool.evict()
+    copy, kept = pool.array(first), pool.snapshot(first)
+    pool.evict()
+    assert (copy == kept).all()
+    first += 1
+    assert (copy == kept).all()
+    pool.evict()
+    stats = pool.stats()
+    trace = Trace.recorded(pool, "test")
+    counts = trace.counts
+    duplicates = int(trace.values[trace.kinds == EVENTS.index("dup")].sum())
+    assert duplicates == counts["dup"] == stats.deduped + len(first) // 65536 > 100
+    assert counts["cache"] > 0
+    assert counts["put"] > 50
+    assert stats.swap_ids < trace.live_at_end + counts["dup"]
+    assert trace.live_at_end == len(first) // 65536 * 2
+    for design in DESIGN_NAMES:
+        assert again(trace, design)["ids"] == trace.live_at_end
+    del first, copy, kept
     pool.close()
 
 
@@ -266,8 +302,58 @@ def test_threads_that_share_ids_leave_a_trace_that_can_be_replayed() -> None:
     assert not trace.cut
     assert len(np.unique(trace.threads)) == workers + 1
     assert trace.live_at_end == swap_map.ids() == n
+    assert (np.diff(trace.times) >= 0).all()
     for design in DESIGN_NAMES:
         assert again(trace, design)["ids"] == n
+
+
+def test_the_last_of_two_puts_is_the_one_that_ends_the_id() -> None:
+    swap_map = Map(TRACED)
+    n = 20_000 // LESS
+    mine, yours = (np.arange(n, dtype=np.uint64) + np.uint64(n * i) for i in range(2))
+    rounds = 5
+    for _ in range(rounds):
+        swap_map.run("alloc", mine, entry(ZSWAP, 1))
+        swap_map.run("dup", mine, into=yours)
+        # Whoever comes second frees the id, and it is used again at once.
+        together(
+            *(lambda h=h: [swap_map.run("put", h), swap_map.run("alloc", h, entry(ZSWAP, 1))] for h in (mine, yours))
+        )
+        swap_map.run("take", mine)
+        swap_map.run("take", yours)
+    trace = recorded(swap_map)
+    assert trace.counts["put"] == rounds * n
+    assert trace.counts["free"] == trace.counts["alloc"] == rounds * 3 * n
+    for design in DESIGN_NAMES:
+        assert again(trace, design)["ids"] == 0
+
+
+def test_a_recording_that_ends_while_threads_are_at_work_is_whole() -> None:
+    for turn in range(30):
+        swap_map = Map(TRACED)
+        holders = np.arange(2000, dtype=np.uint64)
+        swap_map.run("alloc", holders, entry(ZSWAP, 1))
+        rows = np.arange(4000, 4800, dtype=np.uint64)
+
+        def runs(swap_map: Map = swap_map, rows: Any = rows) -> None:
+            for _ in range(5):
+                swap_map.run("run", rows, entry(SAME))
+                swap_map.run("take", rows)
+
+        def end(swap_map: Map = swap_map, turn: int = turn) -> Trace:
+            time.sleep(turn / 10_000)
+            return recorded(swap_map)
+
+        def faults(swap_map: Map = swap_map, holders: Any = holders) -> None:
+            for _ in range(5):
+                swap_map.run("fault", holders)
+
+        trace, _, _ = together(end, faults, runs)
+        assert not trace.cut
+        assert set(trace.counts) <= {"alloc", "run", "more", "fault", "free"}
+        assert trace.counts.get("more", 0) == 15 * trace.counts.get("run", 0)
+        for design in DESIGN_NAMES:
+            assert again(trace, design)["ids"] == trace.live_at_end
 
 
 def test_programs_and_movers_leave_a_trace_that_can_be_replayed() -> None:
@@ -405,7 +491,7 @@ def test_events_made_by_hand(design: str) -> None:
 
 @designs
 def test_the_shipped_traces(design: str) -> None:
-    assert {"groupby", "sort"} <= set(traces.shipped())
+    assert set(traces.shipped()) == {"groupby", "snapshots", "sort"}
     for name, path in traces.shipped().items():
         assert path.stat().st_size < 150_000
         trace = traces.find(name)
@@ -514,13 +600,13 @@ def test_a_traced_program_prints_the_same(tmp_path: Path) -> None:
     program, trace_file, stats_file = tmp_path / "sorter.py", tmp_path / "out.trace", tmp_path / "stats"
     program.write_text(SORT)
     plain = python(str(program))
-    options = ["--ram", "16M", "--swap", "none", "--trace", str(trace_file), "--stats", str(stats_file)]
+    options = ["--ram", "16M", "--swap", "none", "--no-dedupe", "--trace", str(trace_file), "--stats", str(stats_file)]
     traced = command("run", *options, str(program))
     assert (traced.stdout, traced.returncode) == (plain.stdout, 0)
     trace, stats = traces.read(trace_file), json.loads(stats_file.read_text())
     assert f"trace      {len(trace.kinds):,} events\n" in traced.stderr
     assert (trace.program, trace.budget_bytes, trace.cut) == ("sorter.py", 16 << 20, False)
-    assert trace.counts["alloc"] == stats["swap_outs"] > 100
+    assert sum(trace.counts[kind] for kind in ("alloc", "run", "more")) == stats["swap_outs"] > 100
     assert trace.counts["fault"] == stats["swap_ins"] > 100
     assert 0 < trace.times[-1] < stats["seconds"] * 1e9
     for design in DESIGN_NAMES:

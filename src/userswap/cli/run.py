@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["prepare"]
 
 USAGE = """\
-userswap run [--ram SIZE] [--swap PATH[:SIZE]|none] [--min-array SIZE] [--hard] [--map NAME]
-                    [--quiet] [--stats FILE] [--trace FILE] (SCRIPT | -m MODULE | -c CODE) [ARGUMENT ...]"""
+userswap run [--ram SIZE] [--swap PATH[:SIZE]|none] [--min-array SIZE] [--hard] [--no-dedupe]
+                    [--map NAME] [--quiet] [--stats FILE] [--trace FILE]
+                    (SCRIPT | -m MODULE | -c CODE) [ARGUMENT ...]"""
 EPILOG = """\
 Sizes are like 512M, 1.5GiB or 65536 (bytes); units are powers of 1024. SCRIPT may also be a directory or
 zip file with a __main__.py, or - for standard input. Everything after it belongs to the program.
@@ -92,6 +93,7 @@ def prepare(arguments: list[str]) -> Callable[[], int]:
     parser.add_argument(
         "--hard", action="store_true", help="end the program rather than exceed --ram when swap is full"
     )
+    parser.add_argument("--no-dedupe", action="store_true", help="store identical folios as often as there are")
     parser.add_argument("--map", metavar="NAME", help="design of the swap map (default: on_demand)")
     parser.add_argument("--quiet", action="store_true", help="no summary at the end")
     parser.add_argument("--stats", metavar="FILE", help="write the figures to FILE, as JSON")
@@ -208,7 +210,14 @@ def install(ram: int | None, min_array: int, chosen: Namespace) -> Any:
             design = TRACED
         elif design == TRACED:
             raise UsageError("To record what is asked of the swap map, write --trace FILE instead of --map traced.")
-        return userswap.install(ram=ram, swap=chosen.swap, min_array=min_array, hard=chosen.hard, map_design=design)
+        return userswap.install(
+            ram=ram,
+            swap=chosen.swap,
+            min_array=min_array,
+            hard=chosen.hard,
+            dedupe=not chosen.no_dedupe,
+            map_design=design,
+        )
     except ImportError as error:
         raise UnsupportedError(
             f"A part of userswap cannot be loaded ({error}): install it again, for example with "

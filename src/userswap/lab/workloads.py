@@ -20,7 +20,7 @@ from userswap.pool import Pool
 __all__ = ["WORKLOADS", "run"]
 
 Array = npt.NDArray[np.float64]
-Look = Callable[[], None]
+PIECES = [walk(seed, 0.8) for seed in range(4)]
 
 
 class Memory:
@@ -31,11 +31,15 @@ class Memory:
         self.figures = {"map_bytes": 0, "metadata_bytes": 0, "swap_ids": 0}
 
     def filled(self, values: int) -> Array:
-        """A new array, a random walk."""
+        """A new array: pieces of a random walk, each at another level, so that no two folios are the same."""
         array: Array = np.empty(values) if self.pool is None else self.pool.empty(values)
-        for i in range(0, values, STEP):
-            array[i : i + STEP] = walk(i, 0.8)[: values - i]
+        for level, i in enumerate(range(0, values, STEP)):
+            array[i : i + STEP] = (PIECES[level % len(PIECES)] + level)[: values - i]
         return array
+
+    def snapshot(self, array: Array) -> Array:
+        """The array as it is now, to keep."""
+        return array.copy() if self.pool is None else self.pool.snapshot(array)
 
     def look(self) -> None:
         """Note the figures, where they are larger than before."""
@@ -54,9 +58,9 @@ def checksum(array: Array) -> int:
 
 
 def scan(memory: Memory, array: Array) -> Any:
-    """Read everything four times, in order: the worst that can happen to a clock."""
+    """Read everything three times, in order: the worst that can happen to a clock."""
     sums = []
-    for _ in range(4):
+    for _ in range(3):
         sums.append(float(sum(array[i : i + STEP].sum() for i in range(0, len(array), STEP))))
         memory.look()
     return sums
@@ -78,7 +82,25 @@ def sort(memory: Memory, array: Array) -> Any:
     return bool((array[1:STEP] >= array[: STEP - 1]).all())
 
 
-WORKLOADS: dict[str, Callable[[Memory, Array], Any]] = {"scan": scan, "update": update, "sort": sort}
+def snapshots(memory: Memory, array: Array) -> Any:
+    """Keep the array as it is, six times, and change another eighth of it each time; then drop every other one."""
+    kept, part = [], len(array) // 8
+    for turn in range(6):
+        kept.append(memory.snapshot(array))
+        array[turn * part : (turn + 1) * part] += 1
+        memory.look()
+    del kept[::2]
+    array[:part] = kept[0][:part]
+    memory.look()
+    return [checksum(snapshot) for snapshot in kept]
+
+
+WORKLOADS: dict[str, Callable[[Memory, Array], Any]] = {
+    "scan": scan,
+    "update": update,
+    "sort": sort,
+    "snapshots": snapshots,
+}
 
 
 def run(design: str | None, array_bytes: int, ram: int, swap: str) -> dict[str, dict[str, Any]]:

@@ -444,4 +444,4 @@ cdef object traced_events(SwapMap* map):
         PyBytes_FromStringAndSize(<char*>c.times, c.n * 8), PyBytes_FromStringAndSize(<char*>c.values, c.n * 8),
     )
     munmap(memory, room * 28 + (most + 1) * sizeof(Seen))
-    return columns, taken > n
+    return columns, taken > RECORDS
