@@ -24,7 +24,7 @@ from support import userswap as command
 from userswap.cli import main
 from userswap.errors import MapDesignError, TraceError
 from userswap.lab import trace as traces
-from userswap.lab.replay import once, replay
+from userswap.lab.replay import once, replay, slots_for
 from userswap.lab.trace import Trace
 from userswap.swap.map import BOUND, CACHE, DEBUG, DESIGN_NAMES, SAME, SLOT, TRACED, ZSWAP, Map, entry, slot
 from userswap.swap.traced import EVENTS
@@ -64,7 +64,7 @@ def made(*given: Event) -> Trace:
 
 def again(trace: Trace, design: str) -> dict[str, Any]:
     """Replay, with the checks of a replay."""
-    return dict(once(trace, design, max(4096, trace.slots_end // 16 + 1), "memory"))
+    return dict(once(trace, design, slots_for(trace), "memory"))
 
 
 HAND = made(
@@ -588,7 +588,7 @@ def test_lab_replay_writes_figures(tmp_path: Path) -> None:
     assert told["events"] == sum(trace.counts.values())
     [(name, design)] = told["designs"].items()
     assert name == "sparse"
-    assert set(design["ns_by_kind"]) == set(trace.counts)
+    assert set(design["ns_by_kind"]) == set(trace.counts) - {"more"}
     assert design["peak_metadata_bytes"] >= design["bytes_per_id"] * told["peak_ids"] > 8 * told["peak_ids"]
     assert f"{design['ns_per_event']['median']:.1f}" in done.stdout
 
@@ -608,7 +608,7 @@ def test_a_traced_program_prints_the_same(tmp_path: Path) -> None:
     assert (trace.program, trace.budget_bytes, trace.cut) == ("sorter.py", 16 << 20, False)
     assert sum(trace.counts[kind] for kind in ("alloc", "run", "more")) == stats["swap_outs"] > 100
     assert trace.counts["fault"] == stats["swap_ins"] > 100
-    assert 0 < trace.times[-1] < stats["seconds"] * 1e9
+    assert 0 < trace.times[-1] < (stats["seconds"] + 1) * 1e9
     for design in DESIGN_NAMES:
         assert again(trace, design)["ids"] == trace.live_at_end
 

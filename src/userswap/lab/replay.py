@@ -64,7 +64,7 @@ def replay(trace: Trace, designs: Sequence[str], rounds: int, progress: Callable
     Raises:
         TraceError: the trace makes no sense, or a design did what it must not; the text says where.
     """
-    slots = max(2 * trace.peak_ids, -(-trace.slots_end // FOLIO_SLOTS), 512)
+    slots = slots_for(trace)
     repeats = min(max(1, EVENTS_PER_ROUND // max(len(trace.kinds), 1)), MOST_REPEATS)
     report = Replay(trace.counts, trace.peak_ids, trace.live_at_end, slots, repeats, {d: Result() for d in designs})
     for design, result in report.designs.items():
@@ -91,6 +91,11 @@ def replay(trace: Trace, designs: Sequence[str], rounds: int, progress: Callable
                     number = trace.counts[name] + (trace.counts.get("more", 0) if name == "run" else 0)
                     result.kinds.setdefault(name, []).append(ns / repeats / number)
     return report
+
+
+def slots_for(trace: Trace) -> int:
+    """A swap file for a trace, in slots as large as a folio: twice what was live at once, and all that was used."""
+    return max(2 * trace.peak_ids, -(-trace.slots_end // FOLIO_SLOTS), 512)
 
 
 def once(trace: Trace, design: str, slots: int, watch: Literal["kinds", "memory"] | None) -> "Replayed":
