@@ -50,7 +50,7 @@ def swap_file(size: Size) -> str:
     raise LabError(f"There is no place for a swap file ({'; '.join(refusals)}): set TMPDIR to a directory on a disk.")
 
 
-QUICK = Size(32 << 20, 18 << 20)
+QUICK = Size(24 << 20, 16 << 20)
 FULL = Size(320 << 20, 96 << 20)
 
 
