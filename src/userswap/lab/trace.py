@@ -10,7 +10,6 @@ Events and their columns are explained in ``swap/traced.pxd``. Touches files onl
 """
 
 import json
-import sys
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -218,6 +217,3 @@ def find(name: str) -> Trace:
     if not path.exists():
         raise TraceError(f"There is no trace {name!r}: name a file, or one of {', '.join(shipped())}.")
     return read(path)
-
-
-assert sys.byteorder == "little", "columns are read as they lie in the file"

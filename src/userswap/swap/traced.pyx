@@ -393,6 +393,8 @@ cdef object traced_events(SwapMap* map):
         if record.thread != last_thread:
             last_thread = record.thread
             thread = <uint16_t>min(numbers.setdefault(last_thread, len(numbers)), 65535)
+        us_assert((s.count > 0) != (call in (ALLOC, RUN, MORE, FREE)) or call == TRY or call == RELEASE,
+                  "an order of records in which the calls can be made")
         latest = max(latest, record.when - tape.began)      # threads write them down a little out of order
         c.threads[c.n] = thread
         c.times[c.n] = latest
