@@ -309,23 +309,23 @@ def test_threads_that_share_ids_leave_a_trace_that_can_be_replayed() -> None:
 
 def test_the_last_of_two_puts_is_the_one_that_ends_the_id() -> None:
     swap_map = Map(TRACED)
-    n = 20_000 // LESS
-    mine, yours = (np.arange(n, dtype=np.uint64) + np.uint64(n * i) for i in range(2))
-    rounds = 5
-    for _ in range(rounds):
-        swap_map.run("alloc", mine, entry(ZSWAP, 1))
-        swap_map.run("dup", mine, into=yours)
-        # Whoever comes second frees the id, and it is used again at once.
-        together(
-            *(lambda h=h: [swap_map.run("put", h), swap_map.run("alloc", h, entry(ZSWAP, 1))] for h in (mine, yours))
-        )
-        swap_map.run("take", mine)
-        swap_map.run("take", yours)
+    rounds, n = 500, 4
+    mine, yours = (np.arange(rounds * n, dtype=np.uint64) + np.uint64(rounds * n * i) for i in range(2))
+    swap_map.run("alloc", mine, entry(ZSWAP, 1))
+    swap_map.run("dup", mine, into=yours)
+    meet = threading.Barrier(2)
+
+    def puts(holders: npt.NDArray[np.uint64]) -> None:
+        for i in range(0, len(holders), n):
+            meet.wait(60)
+            swap_map.run("put", holders[i : i + n])
+            swap_map.run("alloc", holders[i : i + n], entry(ZSWAP, 1))  # the ids are used again at once
+
+    together(lambda: puts(mine), lambda: puts(yours))
     trace = recorded(swap_map)
-    assert trace.counts["put"] == rounds * n
-    assert trace.counts["free"] == trace.counts["alloc"] == rounds * 3 * n
+    assert trace.counts == {"alloc": rounds * n * 3, "dup": rounds * n, "put": rounds * n, "free": rounds * n}
     for design in DESIGN_NAMES:
-        assert again(trace, design)["ids"] == 0
+        assert again(trace, design)["ids"] == rounds * n * 2
 
 
 def test_a_recording_that_ends_while_threads_are_at_work_is_whole() -> None:
