@@ -12,7 +12,7 @@ says what this machine can do.
 
 from typing import TYPE_CHECKING
 
-from userswap.errors import BadSize, BudgetError, SwapPathError, UnsupportedError, UserswapError
+from userswap.errors import BadSize, BudgetError, MapDesignError, SwapPathError, UnsupportedError, UserswapError
 
 if TYPE_CHECKING:
     from userswap.pool import Installation, Pool, Stats, install, snapshot
@@ -21,6 +21,7 @@ __all__ = [
     "BadSize",
     "BudgetError",
     "Installation",
+    "MapDesignError",
     "Pool",
     "Stats",
     "SwapPathError",

@@ -20,6 +20,7 @@ from userswap.swap.space cimport (
     SwapSpace, space_metadata, space_dedupe, space_new, space_pool_bytes, space_slot_bytes,
     space_stored_bytes,
 )
+from userswap.swap.traced cimport traced_events
 
 FOLIO = FOLIO_BYTES
 
@@ -125,6 +126,7 @@ cdef class Core:
             "swapped_bytes": us_read(&p.swapped_bytes),
             "stored_bytes": space_stored_bytes(p.swap),
             "slot_bytes": space_slot_bytes(p.swap),
+            "map_bytes": p.swap.map.ops.metadata(p.swap.map),
             "swap_ids": p.swap.map.ops.ids(p.swap.map),
             "regions": us_read(&p.region_count),
             "faults": us_read(&p.faults),
@@ -199,6 +201,10 @@ cdef class Core:
             done = memory_compact(p)
             memory_pool_close(p)
         return done
+
+    def trace(self):
+        """Ends the recording of a pool whose swap map is traced: see ``traced_events``; ``None`` for any other."""
+        return traced_events(self.alive().swap.map)
 
     def check(self) -> dict[str, int]:
         """Folios by state, with the whole process held still; ``wrong``: words and counts that don't agree."""

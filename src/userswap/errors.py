@@ -4,7 +4,17 @@ They all derive from `UserswapError`, so that one `except` catches them; the com
 sentence and ends with exit code 2. Errors of the program that userswap runs are never among them.
 """
 
-__all__ = ["BadSize", "BudgetError", "SwapPathError", "UnsupportedError", "UsageError", "UserswapError"]
+__all__ = [
+    "BadSize",
+    "BudgetError",
+    "LabError",
+    "MapDesignError",
+    "SwapPathError",
+    "TraceError",
+    "UnsupportedError",
+    "UsageError",
+    "UserswapError",
+]
 
 
 class UserswapError(Exception):
@@ -19,6 +29,10 @@ class BudgetError(UserswapError, ValueError):
     """The RAM budget is too small to work with, or none could be worked out."""
 
 
+class MapDesignError(UserswapError, ValueError):
+    """There is no such design of the swap map, or it can't work without a swap file and there is none."""
+
+
 class SwapPathError(UserswapError):
     """The place named for swap cannot be used: missing, not writable, full, in use, on tmpfs."""
 
@@ -29,3 +43,11 @@ class UnsupportedError(UserswapError):
 
 class UsageError(UserswapError):
     """A command line that says something impossible."""
+
+
+class TraceError(UserswapError):
+    """A trace that can't be read, or that can't be replayed."""
+
+
+class LabError(UserswapError):
+    """An experiment that could not be carried out, or whose results are wrong."""

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from userswap import _core, numpy_hook
 from userswap.backends import codec
 from userswap.budget import default_budget, total_ram
-from userswap.errors import BudgetError, UnsupportedError
+from userswap.errors import BudgetError, MapDesignError, UnsupportedError
 from userswap.sizes import format_size, parse_size
-from userswap.swapfiles import open_swap
+from userswap.swap.map import BOUND, DESIGN_NAMES, TRACED
+from userswap.swapfiles import open_swap, parse_swap
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,6 +65,8 @@ class Stats:
     """Compressed bytes that it takes, in the pool and in the swap file."""
     slot_bytes: int
     """Bytes in use in the swap file."""
+    map_bytes: int
+    """RAM of the swap map, a part of ``metadata_bytes``."""
     swap_ids: int
     """Swap ids in use."""
     regions: int
@@ -149,6 +152,16 @@ def _directory(name: str) -> str:
     return str(path if path.is_dir() else path.parent)
 
 
+def _check_design(name: str, swap: str | os.PathLike[str] | None) -> None:
+    if name not in (*DESIGN_NAMES, TRACED):
+        raise MapDesignError(f"There is no design {name!r} of the swap map, only {', '.join(DESIGN_NAMES)}.")
+    if name in BOUND and parse_swap(swap) is None:
+        raise MapDesignError(
+            f"In the design {name} swap ids are slots of a swap file, so it needs one: leave out swap none, "
+            f"or choose {', '.join(design for design in DESIGN_NAMES if design not in BOUND)}."
+        )
+
+
 def _why_not(error: OSError) -> str:
     reason = os.strerror(error.errno or 0)
     if error.errno == errno.ENOSYS:
@@ -179,11 +192,12 @@ class Pool:
         min_array: from which size on `install` lets arrays live here.
         hard: end the program rather than exceed the budget when nothing is left to do.
         dedupe: store identical folios once; costs a hash of what is swapped out, and 8 bytes for each 16 KiB of budget.
-        map_design: name of the swap map's design.
+        map_design: which design of the swap map to use, one of ``userswap.swap.map.DESIGN_NAMES``.
 
     Raises:
         BadSize: a size that can't be read.
         BudgetError: the budget is too small; the text says the least that works.
+        MapDesignError: no such design, or one whose ids are slots of a swap file, without a swap file.
         SwapPathError: the swap file can't be used.
         UnsupportedError: this machine can't run userswap.
 
@@ -211,6 +225,7 @@ class Pool:
         else:
             limit = parse_size(ram, "the budget (ram)")
         self.min_array = max(parse_size(min_array, "the smallest array (min_array)"), LEAST_ARRAY)
+        _check_design(map_design, swap)
         start()
         least = LEAST_RESIDENT + codec.metadata_bytes()
         if limit < least:

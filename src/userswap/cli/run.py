@@ -30,12 +30,13 @@ __all__ = ["prepare"]
 
 USAGE = """\
 userswap run [--ram SIZE] [--swap PATH[:SIZE]|none] [--min-array SIZE] [--hard] [--no-dedupe]
-                    [--quiet] [--stats FILE] (SCRIPT | -m MODULE | -c CODE) [ARGUMENT ...]"""
+                    [--map NAME] [--quiet] [--stats FILE] [--trace FILE]
+                    (SCRIPT | -m MODULE | -c CODE) [ARGUMENT ...]"""
 EPILOG = """\
 Sizes are like 512M, 1.5GiB or 65536 (bytes); units are powers of 1024. SCRIPT may also be a directory or
 zip file with a __main__.py, or - for standard input. Everything after it belongs to the program.
 The exit code is the program's, or 2 when it could not be started."""
-OPTIONS_WITH_VALUE = ("--ram", "--swap", "--min-array", "--stats")
+OPTIONS_WITH_VALUE = ("--ram", "--swap", "--min-array", "--map", "--stats", "--trace")
 # What --stats writes, in this order. All sizes are bytes, all times nanoseconds.
 FIELDS = (
     "budget_bytes",
@@ -93,14 +94,23 @@ def prepare(arguments: list[str]) -> Callable[[], int]:
         "--hard", action="store_true", help="end the program rather than exceed --ram when swap is full"
     )
     parser.add_argument("--no-dedupe", action="store_true", help="store identical folios as often as there are")
+    parser.add_argument("--map", metavar="NAME", help="design of the swap map (default: on_demand)")
     parser.add_argument("--quiet", action="store_true", help="no summary at the end")
     parser.add_argument("--stats", metavar="FILE", help="write the figures to FILE, as JSON")
+    parser.add_argument(
+        "--trace", metavar="FILE", help="record what is asked of the swap map, for userswap lab replay FILE"
+    )
     chosen = parser.parse_args(options)
     program = find(rest)
     ram = None if chosen.ram is None else parse_size(chosen.ram, "--ram")
     min_array = parse_size(chosen.min_array, "--min-array")
-    report = None if chosen.stats is None else writable(chosen.stats)
-    summary = Summary(install(ram, min_array, chosen), report, chosen.quiet)
+    report = None if chosen.stats is None else writable(chosen.stats, "--stats")
+    tape = None if chosen.trace is None else writable(chosen.trace, "--trace")
+    if tape is not None and chosen.map is not None:
+        raise UsageError("--trace records under a design of its own, so that any can replay it: leave out --map.")
+    if tape is not None and tape == report:
+        raise UsageError("--stats and --trace name the same file: name two.")
+    summary = Summary(install(ram, min_array, chosen), report, chosen.quiet, tape, program)
 
     def action() -> int:
         # Registered before the program registers anything, so that it is called last.
@@ -156,17 +166,17 @@ def find(rest: list[str]) -> Program:
     return Program("script", first, arguments, source)
 
 
-def writable(name: str) -> Path:
-    """Return the absolute path of the --stats file, whose directory was tried out. Raises UsageError."""
+def writable(name: str, option: str) -> Path:
+    """Return the absolute path of the file of an option, whose directory was tried out. Raises UsageError."""
     # Absolute, since the program may change its working directory.
     path = Path(name).absolute()
-    mend = "name another file with --stats"
+    mend = f"name another file with {option}"
     try:
         if replaceable(path):
             # A link stays; what it leads to is replaced.
             path = path.resolve()
         if path.is_dir() or not name:
-            raise UsageError(f"--stats {name!r} is a directory, not a file: {mend}.")
+            raise UsageError(f"{option} {name!r} is a directory, not a file: {mend}.")
         if path.exists() and not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         if replaceable(path):
@@ -175,7 +185,7 @@ def writable(name: str) -> Path:
             draft.unlink()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"--stats {name!r} cannot be written ({reason}): {mend}.") from None
+        raise UsageError(f"{option} {name!r} cannot be written ({reason}): {mend}.") from None
     return path
 
 
@@ -193,9 +203,20 @@ def install(ram: int | None, min_array: int, chosen: Namespace) -> Any:
     """Set up swap for NumPy's arrays and return the handle. Raises UserswapError."""
     try:
         import userswap
+        from userswap.swap.map import DESIGN_NAMES, TRACED
 
+        design = DESIGN_NAMES[0] if chosen.map is None else chosen.map
+        if chosen.trace is not None:
+            design = TRACED
+        elif design == TRACED:
+            raise UsageError("To record what is asked of the swap map, write --trace FILE instead of --map traced.")
         return userswap.install(
-            ram=ram, swap=chosen.swap, min_array=min_array, hard=chosen.hard, dedupe=not chosen.no_dedupe
+            ram=ram,
+            swap=chosen.swap,
+            min_array=min_array,
+            hard=chosen.hard,
+            dedupe=not chosen.no_dedupe,
+            map_design=design,
         )
     except ImportError as error:
         raise UnsupportedError(
@@ -327,12 +348,14 @@ def hide_frames(error: BaseException) -> None:
 
 
 class Summary:
-    """What is said when the program has ended: a few lines on stderr, and the figures in a file."""
+    """What is said when the program has ended: a few lines on stderr, the figures in a file, the trace in another."""
 
-    def __init__(self, handle: Any, report: Path | None, quiet: bool) -> None:
+    def __init__(self, handle: Any, report: Path | None, quiet: bool, tape: Path | None, program: Program) -> None:
         self.handle = handle
         self.report = report
         self.quiet = quiet
+        self.tape = tape
+        self.program = program
         self.process = os.getpid()
         self.begin = time.monotonic()
 
@@ -352,8 +375,30 @@ class Summary:
                 write_report(self.report, stats, reason, time.monotonic() - self.begin)
             except OSError as error:
                 say(f"userswap: --stats {self.report} could not be written ({error.strerror}).\n")
+        traced = "" if self.tape is None else self.write_trace(self.tape)
         if not self.quiet:
-            say(described(stats, reason))
+            say(described(stats, reason) + traced)
+
+    def write_trace(self, path: Path) -> str:
+        """Write what was recorded to `path`, and return a line about it."""
+        from userswap.lab.trace import Trace
+
+        pool = self.handle.pool
+        target = self.program.target
+        name = {"code": "-c", "stdin": "-", "module": target}.get(self.program.kind, Path(target).name)
+        try:
+            trace = Trace.recorded(pool, name)
+            # From here on arrays are ordinary ones: there is nothing left to record.
+            self.handle.uninstall()
+            put_in_place(path, trace.encode())
+        except OSError as error:
+            say(f"userswap: --trace {path} could not be written ({error.strerror}).\n")
+            return ""
+        except MemoryError:
+            say("userswap: there is no memory to write what --trace recorded.\n")
+            return ""
+        cut = ", cut: there was no room for more" if trace.cut else ""
+        return f"  {'trace':<10} {len(trace.kinds):,} events{cut}\n"
 
 
 def say(text: str) -> None:
@@ -369,18 +414,22 @@ def write_report(path: Path, stats: "Stats", reason: str | None, seconds: float)
 
     figures: dict[str, Any] = {name: getattr(stats, name) for name in FIELDS}
     figures |= {"budget_reason": reason, "seconds": round(seconds, 3)}
-    text = json.dumps(figures, indent=2) + "\n"
+    put_in_place(path, (json.dumps(figures, indent=2) + "\n").encode())
+
+
+def put_in_place(path: Path, content: bytes) -> None:
+    """Write a file in one step where it is, or will be, a regular one. Raises OSError."""
     if not replaceable(path):
         # Behind /dev/stdout may be a file with the program's output: add to it, in the right order.
         with contextlib.suppress(OSError, ValueError, AttributeError):
             sys.stdout.flush()
-        with path.open("a") as file:
-            file.write(text)
+        with path.open("ab") as file:
+            file.write(content)
         return
     draft = draft_of(path)
     try:
-        with draft.open("x") as file:
-            file.write(text)
+        with draft.open("xb") as file:
+            file.write(content)
         draft.replace(path)
     except OSError:
         with contextlib.suppress(OSError):

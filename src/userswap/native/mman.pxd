@@ -10,6 +10,7 @@ cdef extern from "<sys/mman.h>" nogil:
         MADV_DONTDUMP
         MADV_DONTNEED
         MADV_NOHUGEPAGE
+        MADV_WIPEONFORK
     void* MAP_FAILED
     void* mmap(void* address, size_t length, int prot, int flags, int fd, long offset)
     int munmap(void* address, size_t length)

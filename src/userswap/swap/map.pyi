@@ -1,12 +1,13 @@
 """The registry of SwapMap designs, and a window for Python: ``Map``."""
 
 from collections.abc import Sequence
-from typing import Final, Literal, final
+from typing import Final, Literal, TypedDict, final
 
 import numpy as np
 import numpy.typing as npt
 
 DESIGN_NAMES: Final[tuple[str, ...]]
+TRACED: Final[str]
 BOUND: Final[frozenset[str]]
 COUNT_MAX: Final[dict[str, int]]
 DEBUG: Final[bool]
@@ -19,6 +20,14 @@ Holders = npt.NDArray[np.uint64]
 
 def entry(type: int, payload: int = 0) -> int: ...
 def slot(device: int, offset: int, slots: int = 16, raw: bool = True) -> int: ...
+
+class Replayed(TypedDict):  # a plain dict: this name is for type checkers
+    ns: int
+    kinds: list[int]
+    peak_metadata: int
+    peak_ids: int
+    metadata_at_peak: int
+    ids: int
 
 @final
 class Map:
@@ -47,6 +56,16 @@ class Map:
     def cached(self, holder: int) -> int: ...
     def ids(self) -> int: ...
     def metadata(self) -> int: ...
+    def trace(self) -> tuple[tuple[bytes, bytes, bytes, bytes, bytes, bytes], bool] | None: ...
+    def replay(
+        self,
+        kinds: npt.NDArray[np.uint8],
+        types: npt.NDArray[np.uint8],
+        refs: npt.NDArray[np.uint32],
+        values: npt.NDArray[np.int64],
+        *,
+        watch: Literal["kinds", "memory"] | None = None,
+    ) -> Replayed: ...
     def run(
         self,
         op: Literal["alloc", "run", "fault", "take", "put", "dup", "count", "cache", "uncache", "cached", "writeback"],

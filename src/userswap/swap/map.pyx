@@ -9,7 +9,7 @@ each:  | id (48) | .. | WAITERS | BUSY |. Below: a table of *objects*, storage t
 """
 cimport cython
 from libc.errno cimport EOVERFLOW
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport strcmp
 
 from userswap.native.mman cimport (
@@ -29,6 +29,10 @@ from userswap.swap.designs.sparse cimport sparse_design
 from userswap.swap.designs.swap_table cimport swap_table_design
 from userswap.swap.designs.two_trees cimport two_trees_design
 from userswap.swap.designs.vswap cimport vswap_design
+from userswap.swap.traced cimport (
+    EVENT_ALLOC, EVENT_CACHE, EVENT_CACHED, EVENT_COUNT, EVENT_DUP, EVENT_FAULT, EVENT_FREE, EVENT_KINDS, EVENT_MORE,
+    EVENT_MOVE, EVENT_PUT, EVENT_RUN, EVENT_UNCACHE, EVENT_WRITEBACK, traced_design, traced_events,
+)
 
 # A new design is a line here and a file in designs/. The default comes first, then the older before the newer.
 cdef enum:
@@ -51,9 +55,11 @@ cdef const SwapMapOps* swap_map_design(const char* name) noexcept nogil:
     for i in range(DESIGNS):
         if strcmp(designs[i].name, name) == 0:
             return designs[i]
-    return NULL
+    return traced_design() if strcmp(traced_design().name, name) == 0 else NULL
 
 
+# `sparse` with a tape that records what it is asked: no design to choose, so not among the names.
+TRACED = traced_design().name.decode()
 DESIGN_NAMES = tuple([designs[i].name.decode() for i in range(DESIGNS)])
 BOUND = frozenset([designs[i].name.decode() for i in range(DESIGNS) if designs[i].bound])
 COUNT_MAX = {designs[i].name.decode(): designs[i].count_max for i in range(DESIGNS)}
@@ -124,6 +130,44 @@ cdef HolderOps holder_ops
 holder_ops.trylock = table_trylock
 holder_ops.unlock = table_unlock
 holder_ops.next = table_next
+
+
+# What a replay knows of the id in a holder.
+cdef struct Shadow:
+    uint64_t entry
+    uint64_t owner              # what its storage has to remember
+    int64_t count               # of references; 0: the holder is empty
+
+# What can be wrong in a replay.
+cdef enum:
+    WRONG_RUN = 1
+    WRONG_HELD
+    WRONG_EMPTY
+    WRONG_TYPE
+    WRONG_ENTRY
+    WRONG_OWNER
+    WRONG_COUNT
+    WRONG_PUT
+    WRONG_MEMORY
+    WRONG_OVERFLOW
+
+REPLAY_ERRORS = {
+    WRONG_RUN: "a run is of 2 to 32 ids, for holders in a row",
+    WRONG_HELD: "the holder has an id",
+    WRONG_EMPTY: "the holder has no id",
+    WRONG_TYPE: "the entry is of no type that it could have",
+    WRONG_ENTRY: "the entry is another one",
+    WRONG_OWNER: "storage could not lock its owner",
+    WRONG_COUNT: "there are not so many references",
+    WRONG_PUT: "the map has another count or another last entry",
+}
+
+
+# The entry of event i: a slot is what the trace says, anything else has a number of its own, from 1 on.
+cdef inline uint64_t replayed_entry(int type, int64_t value, Py_ssize_t i) noexcept nogil:
+    if type == e.SLOT:
+        return e.entry_make(e.SLOT, <uint64_t>value & ((<uint64_t>1 << e.ENTRY_PAYLOAD_BITS) - 1))
+    return e.entry_make(type, <uint64_t>i + 1 if type == e.ZSWAP else 0)
 
 
 # Storage, as a backend has it. Object i has handle i + 1; `tag` stands for the bytes that it holds.
@@ -386,6 +430,10 @@ cdef class Map:
         """Bytes of memory that the map uses, as allocated: nodes, chunks, static arrays, itself."""
         return self.map.ops.metadata(self.map)
 
+    def trace(self):
+        """Ends the recording of a map of the design ``TRACED``: ``(columns, cut)``, see ``swap/traced.pxd``."""
+        return traced_events(self.map)
+
     # ---- loops at C's speed; the caller uses its holders alone, so they are not locked ----
 
     def run(self, str op, uint64_t[::1] holders, uint64_t entry=0, uint64_t[::1] into=None):
@@ -557,6 +605,213 @@ cdef class Map:
                     ops.unlock_owner(m, owner, e.entry_make(e.ZSWAP, <uint64_t>moved))
             began = us_now() - began
         return moved, began
+
+    def replay(self, const uint8_t[::1] kinds, const uint8_t[::1] types, const uint32_t[::1] refs,
+               const int64_t[::1] values, *, str watch=None):
+        """Do again what a trace says (the columns of ``swap/traced.pxd``), on a fresh map: what it took.
+
+        One thread, in recorded order, by the rules of ``map.pxd``: holders are locked while their ids are, storage
+        keeps what ``owner`` said. A ref is the number of a holder; further references of an id are held elsewhere.
+        Entries in slots are those of the trace (their home in a bound design), those in zswap have numbers of their
+        own. Every entry that is found must be the one that was left, and of the type that the trace has.
+
+        ``watch`` is ``None`` to time the whole, ``"kinds"`` to time each kind of event (whenever another kind begins
+        the clock is read, and what that takes is taken off), ``"memory"`` to look at the metadata after each event
+        that may need some. The result is a dict: ``ns`` of the whole, ``kinds`` a list of ns, ``peak_metadata``,
+        ``peak_ids``, ``metadata_at_peak`` (when ids were most), ``ids`` at the end.
+
+        Raises:
+            ValueError: the events make no sense, or the map did not do what it must; the text says at which event.
+            MemoryError: no memory, or no slot for another id.
+            OverflowError: a count is larger than the design can have.
+        """
+        cdef SwapMap* m = self.map
+        cdef const SwapMapOps* ops = m.ops
+        cdef Py_ssize_t n = kinds.shape[0], i = 0
+        cdef uint64_t holders = 0
+        cdef int64_t[EVENT_KINDS] spent
+        cdef int64_t began, then, now, clock = 0, whole
+        cdef int64_t peak_metadata = ops.metadata(m), peak_ids = 0, at_peak = 0, here
+        cdef int kind, current = -1, run, j, watching = {None: 0, "kinds": 1, "memory": 2}[watch]
+        cdef uint64_t[32] entries
+        cdef uint64_t[32] ids
+        cdef uint64_t id, before, seen, wanted, ref
+        cdef uint64_t* word
+        cdef Shadow* shadow
+        cdef int wrong = 0, error
+        cdef bint done
+        if types.shape[0] != n or refs.shape[0] != n or values.shape[0] != n:
+            raise ValueError("the columns of a trace have one length")
+        if self.ids() or us_load(self.table.words):
+            raise ValueError("a trace is replayed on a fresh map")
+        for i in range(n):
+            holders = max(holders, <uint64_t>refs[i] + 1)
+            if kinds[i] >= EVENT_KINDS:
+                raise ValueError(f"event {i:,} is of no kind")
+        if holders > self.table.most:
+            raise ValueError(f"the trace has {holders:,} refs, more than there are holders")
+        shadow = <Shadow*>reserve((holders + 32) * sizeof(Shadow))
+        if shadow == NULL:
+            raise MemoryError("no address space for what holders have")
+        for j in range(EVENT_KINDS):
+            spent[j] = 0
+        with nogil:
+            # The best of many is what the clock itself takes.
+            for j in range(1000 if watching == 1 else 0):
+                then = us_now()
+                now = us_now()
+                clock = now - then if j == 0 or now - then < clock else clock
+            # What is not the map's is touched before the clock runs, not in the first events.
+            for id in range(holders):
+                shadow[id].count = 0
+                us_store(&self.table.words[id], 0)
+            i = 0
+            began = then = us_now()
+            while i < n:
+                kind = kinds[i]
+                ref = refs[i]
+                word = &self.table.words[ref]
+                if watching == 1 and kind != current:
+                    now = us_now()
+                    if current >= 0:
+                        spent[current] += max(now - then - clock, 0)
+                    then = now
+                    current = kind
+                if kind == EVENT_ALLOC or kind == EVENT_RUN:
+                    run = 1
+                    while i + run < n and kinds[i + run] == EVENT_MORE:
+                        if run == 32 or refs[i + run] != ref + <uint64_t>run or kind == EVENT_ALLOC:
+                            wrong = WRONG_RUN
+                            break
+                        run += 1
+                    if wrong:
+                        break
+                    for j in range(run):
+                        if shadow[ref + <uint64_t>j].count:
+                            wrong = WRONG_HELD
+                        if not 1 <= types[i + j] >> 4 <= e.SLOT or types[i + j] & 15:
+                            wrong = WRONG_TYPE
+                        entries[j] = replayed_entry(types[i + j] >> 4, values[i + j], i + j)
+                        us_store(word + j, BUSY)
+                    if wrong:
+                        break
+                    done = run > 1 and ops.alloc_run(m, entries, <uint64_t>word, run, ids)
+                    for j in range(run):
+                        if not done:
+                            ids[j] = ops.alloc(m, entries[j], <uint64_t>(word + j))
+                        if ids[j] == 0:
+                            wrong = WRONG_MEMORY
+                            break
+                        if ops.bound and e.entry_type(entries[j]) == e.SLOT:
+                            entries[j] = ops.home(m, ids[j])
+                        shadow[ref + <uint64_t>j].entry = entries[j]
+                        shadow[ref + <uint64_t>j].owner = ops.owner(m, ids[j], <uint64_t>(word + j))
+                        shadow[ref + <uint64_t>j].count = 1
+                        us_store(word + j, ids[j] << WORD_ID)
+                    if wrong:
+                        break
+                    i += run
+                else:
+                    id = us_load(word) >> WORD_ID
+                    if shadow[ref].count == 0 or kind == EVENT_MORE:
+                        wrong = WRONG_EMPTY
+                        break
+                    if kind <= EVENT_UNCACHE:
+                        us_store(word, id << WORD_ID | BUSY)
+                        seen = ops.lock(m, id)
+                        if seen != shadow[ref].entry or e.entry_type(seen) != types[i] & 15:
+                            wrong = WRONG_ENTRY
+                            break
+                        if kind != EVENT_FAULT:
+                            if ops.cache(m, id, <uint64_t>word if kind == EVENT_CACHE else 0) != 0:
+                                wrong = WRONG_MEMORY
+                                break
+                        if types[i] >> 4 != e.entry_type(seen) or (e.entry_type(seen) == e.SLOT and not ops.bound):
+                            seen = replayed_entry(types[i] >> 4, values[i], i)
+                            if e.entry_type(seen) == e.FREE or e.entry_type(seen) > e.CACHE:
+                                wrong = WRONG_TYPE
+                                break
+                            if ops.bound and e.entry_type(seen) == e.SLOT:
+                                seen = ops.home(m, id)
+                            shadow[ref].entry = seen
+                        before = id
+                        id = ops.unlock(m, id, seen)
+                        if id != before:
+                            shadow[ref].owner = ops.owner(m, id, <uint64_t>word)
+                        us_store(word, id << WORD_ID)
+                    elif kind == EVENT_WRITEBACK or kind == EVENT_MOVE:
+                        wanted = replayed_entry(types[i] >> 4, values[i], i)
+                        if (e.entry_type(shadow[ref].entry) != types[i] & 15
+                                or (kind == EVENT_WRITEBACK) != (e.entry_type(wanted) == e.SLOT)
+                                or not e.SAME <= e.entry_type(wanted) <= e.SLOT):
+                            wrong = WRONG_ENTRY
+                            break
+                        if not ops.try_owner(m, shadow[ref].owner, shadow[ref].entry):
+                            wrong = WRONG_OWNER
+                            break
+                        if ops.bound and kind == EVENT_WRITEBACK:
+                            wanted = ops.home(m, id)
+                        ops.unlock_owner(m, shadow[ref].owner, wanted)
+                        shadow[ref].entry = wanted
+                    elif kind == EVENT_DUP:
+                        if values[i] < 1:
+                            wrong = WRONG_COUNT
+                            break
+                        before = id
+                        us_store(word, id << WORD_ID | BUSY)
+                        error = ops.dup(m, &id, values[i])
+                        if error:
+                            wrong = WRONG_OVERFLOW if error == -EOVERFLOW else WRONG_MEMORY
+                            break
+                        if id != before:
+                            shadow[ref].owner = ops.owner(m, id, <uint64_t>word)
+                        shadow[ref].count += values[i]
+                        us_store(word, id << WORD_ID)
+                    elif kind == EVENT_PUT:
+                        if not 1 <= values[i] < shadow[ref].count:
+                            wrong = WRONG_COUNT
+                            break
+                        shadow[ref].count -= values[i]
+                        if ops.put(m, id, values[i], &seen) != shadow[ref].count:
+                            wrong = WRONG_PUT
+                            break
+                    elif kind == EVENT_FREE:
+                        if values[i] != shadow[ref].count:
+                            wrong = WRONG_COUNT
+                            break
+                        us_store(word, id << WORD_ID | BUSY)
+                        if ops.put(m, id, values[i], &seen) != 0 or seen != shadow[ref].entry:
+                            wrong = WRONG_PUT
+                            break
+                        ops.free(m, id)
+                        shadow[ref].count = 0
+                        us_store(word, 0)
+                    elif kind == EVENT_COUNT:
+                        if ops.count(m, id) != shadow[ref].count:
+                            wrong = WRONG_PUT
+                            break
+                    elif kind == EVENT_CACHED:
+                        ops.cached(m, id)
+                    i += 1
+                if watching == 2 and (kind <= EVENT_RUN or kind == EVENT_CACHE or kind == EVENT_DUP):
+                    here = ops.metadata(m)
+                    peak_metadata = max(peak_metadata, here)
+                    if ops.ids(m) > peak_ids:
+                        peak_ids = ops.ids(m)
+                        at_peak = here
+            now = us_now()
+            whole = now - began
+            if current >= 0:
+                spent[current] += max(now - then - clock, 0)
+            munmap(shadow, (holders + 32) * sizeof(Shadow))
+        if wrong == WRONG_MEMORY:
+            raise MemoryError(f"event {i:,}: no memory or no slot")
+        if wrong == WRONG_OVERFLOW:
+            raise OverflowError(f"event {i:,}: a swap count of {self.design} goes to {self.map.ops.count_max}")
+        if wrong:
+            raise ValueError(f"event {i:,}: {REPLAY_ERRORS[wrong]}")
+        return {"ns": whole, "kinds": [spent[j] for j in range(EVENT_KINDS)], "peak_metadata": peak_metadata,
+                "peak_ids": peak_ids, "metadata_at_peak": at_peak, "ids": self.ids()}
 
     # ---- threads ----
 
