@@ -333,6 +333,33 @@ def test_storage_locks_the_entry_that_it_means(design: str) -> None:
     assert swap_map.lock(1) == now
 
 
+@clustered
+def test_who_is_about_to_sleep_is_not_forgotten(design: str) -> None:
+    """Each entry is unlocked once, at about the time when its only waiter finds it locked."""
+    n = 3000
+    swap_map = Map(design)
+    for i in range(n):
+        swap_map.alloc(i, entry(ZSWAP, 1))
+        swap_map.dup(i, 10_000 + i)
+        swap_map.lock(i)
+    reached = -1
+
+    def wait() -> None:
+        nonlocal reached
+        for i in range(n):
+            reached = i
+            swap_map.unlock(10_000 + i, swap_map.lock(10_000 + i))
+
+    def release() -> None:
+        for i in range(n):
+            while reached < i:
+                pass
+            swap_map.unlock(i, entry(ZSWAP, 2))
+
+    together(wait, release)
+    assert {swap_map.lock(i) for i in range(n)} == {entry(ZSWAP, 2)}
+
+
 @bound
 def test_a_full_swap_file_is_used_again_wherever_slots_are_freed(design: str) -> None:
     slots = 4000 // LESS
@@ -591,7 +618,7 @@ def test_who_looks_always_finds_the_cached_folio(design: str) -> None:
 
 @clustered
 def test_folios_of_the_swap_cache_leave_no_memory(design: str) -> None:
-    swap_map = Map(design)
+    swap_map = Map(design, slots=20_480)  # so that every slot is used again
     one, two = span(0, 20_480), span(100_000, 20_480)
     swap_map.run("alloc", one, entry(ZSWAP, 1))
     swap_map.run("dup", one, into=two)

@@ -6,7 +6,7 @@
 # totals are atomic. Readers need no lock: a page without memory reads as zeros, and no address goes away.
 from libc.stdint cimport int64_t, uint16_t, uint64_t
 
-from userswap.native.us cimport us_add
+from userswap.native.us cimport us_add, us_chaos
 
 cdef enum:
     PAGE = 4096
@@ -25,12 +25,14 @@ cdef void page_less(Pages* total, uint16_t* used, int n, void* page) noexcept no
 
 # n words of the page that are 0 are about to be stored. `used`: 0 without memory, else words in use and one.
 cdef inline void page_more(Pages* total, uint16_t* used, int n) noexcept nogil:
-    if used[0] == 0:
+    cdef int now = used[0]
+    if now == 0:
         us_add(&total.bytes, PAGE)
-        used[0] = 1
-    elif used[0] == 1:
+        now = 1
+    elif now == 1:
         us_add(&total.idle, -1)
-    used[0] += <uint16_t>n
+    us_chaos()
+    used[0] = <uint16_t>(now + n)
 
 cdef inline uint64_t page_round(uint64_t length) noexcept nogil:
     return (length + PAGE - 1) & ~<uint64_t>(PAGE - 1)

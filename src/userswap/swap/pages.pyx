@@ -23,10 +23,12 @@ cdef void* pages_populate(uint64_t length) noexcept nogil:
 
 
 cdef void page_less(Pages* total, uint16_t* used, int n, void* page) noexcept nogil:
+    cdef int now = used[0] - n
     cdef int i
-    us_assert(used[0] > n, "a page is not used by fewer than none")
-    used[0] -= <uint16_t>n
-    if used[0] > 1:
+    us_assert(now > 0, "a page is not used by fewer than none")
+    us_chaos()
+    used[0] = <uint16_t>now
+    if now > 1:
         return
     if us_debug():
         for i in range(PAGE // 8):
