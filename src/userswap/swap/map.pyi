@@ -16,6 +16,9 @@ SLOT: Final[int]
 CACHE: Final[int]
 
 Holders = npt.NDArray[np.uint64]
+Operation = Literal[
+    "alloc", "run", "fault", "take", "put", "dup", "count", "cache", "uncache", "cached", "writeback", "add", "sub"
+]
 
 def entry(type: int, payload: int = 0) -> int: ...
 def slot(device: int, offset: int, slots: int = 16, raw: bool = True) -> int: ...
@@ -47,12 +50,16 @@ class Map:
     def cached(self, holder: int) -> int: ...
     def ids(self) -> int: ...
     def metadata(self) -> int: ...
+    def touch(self) -> None: ...
     def run(
         self,
-        op: Literal["alloc", "run", "fault", "take", "put", "dup", "count", "cache", "uncache", "cached", "writeback"],
+        op: Operation,
         holders: Holders,
         entry: int = 0,
         into: Holders | None = None,
+        *,
+        references: int = 1,
+        together: int = 1,
     ) -> float: ...
     def swapoff(self, device: int = 0) -> tuple[int, int]: ...
     def stress(
