@@ -520,9 +520,7 @@ def test_a_run_is_together_and_each_of_it_goes_alone(design: str) -> None:
     words = [entry(ZSWAP, 1 + i) for i in range(16)]
     assert swap_map.alloc_run(0, words)
     ids = [swap_map.id(i) for i in range(16)]
-    assert ids == list(range(ids[0], ids[0] + 16)), (
-        "consecutive numbers, or entries"
-    )
+    assert ids == list(range(ids[0], ids[0] + 16)), "consecutive numbers, or entries"
     swap_map.dup(5, 100)
     assert [swap_map.count(i) for i in range(16)] == [1 + (i == 5) for i in range(16)]
     for i in range(0, 16, 2):

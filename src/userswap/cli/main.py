@@ -16,6 +16,7 @@ __all__ = ["Parser", "main"]
 COMMANDS = {
     "run": "run a Python program in less memory than its arrays need",
     "bench": "measure it here: userswap bench scan",
+    "lab": "measure swap map designs side by side: userswap lab compare",
     "doctor": "say what this machine can do, what it can't, and how to mend it",
 }
 HELP = """\
@@ -75,6 +76,10 @@ def prepare(arguments: list[str]) -> Callable[[], int]:
         from userswap.cli import bench
 
         return bench.prepare(rest)
+    if command == "lab":
+        from userswap.cli import lab
+
+        return lab.prepare(rest)
     if command == "doctor":
         from userswap.cli import doctor
 
