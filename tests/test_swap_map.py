@@ -766,12 +766,12 @@ def test_storage_moves_under_a_running_program(design: str, holders: int, object
     results = together(
         lambda: swap_map.program(0, holders, 150_000 // LESS, 1),
         lambda: swap_map.program(holders, holders, 150_000 // LESS, 2),
-        lambda: swap_map.mover(200_000 // LESS, 3),
-        lambda: swap_map.mover(200_000 // LESS, 4),
+        lambda: swap_map.mover(3),
+        lambda: swap_map.mover(4),
     )
     assert [result[-1] for result in results] == [0] * 4
     assert all(faults > 100 for faults, _, _ in results[:2])
-    assert all(moved > 10 for moved, _ in results[2:])
+    assert sum(moved for moved, _ in results[2:]) > 100 // LESS
     assert swap_map.ids() == 0
 
 

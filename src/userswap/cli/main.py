@@ -16,7 +16,7 @@ __all__ = ["Parser", "main"]
 COMMANDS = {
     "run": "run a Python program in less memory than its arrays need",
     "bench": "measure it here: userswap bench scan",
-    "lab": "measure swap map designs side by side: userswap lab compare",
+    "lab": "experiments with the swap layer: userswap lab compare, userswap lab upstream",
     "doctor": "say what this machine can do, what it can't, and how to mend it",
 }
 HELP = """\

@@ -148,6 +148,8 @@ cdef class Map:
     cdef us_mutex storage       # the lock of the objects
     cdef int64_t arrived        # threads that came to a run() with others, ever
     cdef int64_t started        # when the last of them did
+    cdef int64_t begun          # programs that began, and that ended
+    cdef int64_t ended
     cdef readonly str design
 
     def __cinit__(self, str design="on_demand", *, uint64_t holders=1 << 20, uint64_t slots=1 << 18, int slot_run=16):
@@ -770,6 +772,7 @@ cdef class Map:
         if self.objects == NULL or first + holders > self.table.most:
             raise ValueError("program needs objects and holders")
         with nogil:
+            us_add(&self.begun, 1)
             for turn in range(rounds + <Py_ssize_t>holders):
                 r = next_random(&state)
                 h = (r >> 8) % holders if turn < rounds else <uint64_t>(turn - rounds)
@@ -833,11 +836,12 @@ cdef class Map:
                             tags[other - first] = tags[h]
                             us_store(&self.table.words[other], id << WORD_ID)
                 us_word_release(word, id << WORD_ID, WAITERS)
+            us_add(&self.ended, 1)
         munmap(tags, holders * 8)
         return faults, outs, wrong
 
-    def mover(self, Py_ssize_t rounds, uint64_t seed):
-        """A thread of storage, below the map: ``(objects moved, wrong)``.
+    def mover(self, uint64_t seed):
+        """A thread of storage, below the map: ``(objects moved, wrong)``. Ends when the last program does.
 
         Each round finds a live object under the lock of the storage, locks its owner from there, copies the object to
         another (in zswap or in a slot, as it comes), and gives the owner the new entry: compaction and writeback.
@@ -847,11 +851,10 @@ cdef class Map:
         cdef uint64_t state = seed * 0x9E3779B97F4A7C15u | 1
         cdef uint64_t at, owner, entry
         cdef int64_t to, moved = 0, wrong = 0
-        cdef Py_ssize_t _turn
         if self.objects == NULL:
             raise ValueError("mover needs objects")
         with nogil:
-            for _turn in range(rounds):
+            while us_read(&self.begun) == 0 or us_read(&self.ended) < us_read(&self.begun):
                 us_lock(&self.storage)
                 at = next_random(&state) % self.most_objects
                 owner = self.objects[at].owner
