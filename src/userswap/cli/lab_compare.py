@@ -68,12 +68,9 @@ def prepare_compare(arguments: list[str]) -> Action:
         with Bar(compare.steps(wanted)) as bar:
             results = compare.measure(wanted, version(), bar.step)
         report.print_results(results, report.console())
-        if files["json"]:
-            files["json"].write_text(json.dumps(results.as_json(), indent=1) + "\n")
-        if files["csv"]:
-            report.write_csv(results, files["csv"])
-        if plot:
-            report.write_plot(results, plot)
+        write(files["json"], lambda path: path.write_text(json.dumps(results.as_json(), indent=1) + "\n"))
+        write(files["csv"], lambda path: report.write_csv(results, path))
+        write(plot, lambda path: report.write_plot(results, path))
         return complain([f"{sentence}." for sentence in results.wrong()])
 
     return plainly(action)
@@ -102,8 +99,7 @@ def prepare_upstream(arguments: list[str]) -> Action:
         with Bar(len(wanted) * len(upstream.BACKENDS)) as bar:
             rows = upstream.measure(wanted, bar.step)
         report.print_upstream(rows, report.console())
-        if path:
-            path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        write(path, lambda path: path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n"))
         return complain([f"Not as published: {sentence}." for sentence in upstream.wrong(rows)])
 
     return plainly(action)
@@ -143,6 +139,16 @@ def writable(option: str, name: str | None) -> Path | None:
     return path
 
 
+def write(path: Path | None, writer: Callable[[Path], object]) -> None:
+    """Write to a file that was asked for. Raises UserswapError."""
+    if path is None:
+        return
+    try:
+        writer(path)
+    except OSError as error:
+        raise UserswapError(f"{path} can't be written: {error.strerror}.") from error
+
+
 def plainly(action: Action) -> Action:
     """Return the action with its errors as sentences."""
 
@@ -153,8 +159,6 @@ def plainly(action: Action) -> Action:
             print(f"userswap: {error}", file=sys.stderr)
         except MemoryError as error:
             print(f"userswap: Not enough memory to measure this: {error}.", file=sys.stderr)
-        except OSError as error:
-            print(f"userswap: {error.filename or 'A file'} can't be written: {error.strerror}.", file=sys.stderr)
         return 2
 
     return guarded

@@ -38,7 +38,10 @@ def table(title: str, headings: Sequence[str], rows: Iterable[tuple[str, bool, l
     """Return a table with a row for each (design, whether it was given a device, cells), the best in bold."""
     rows = list(rows)
     result = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    result.padding = (0, 0, 0, 1)
+    lines = [[heading, *(line for _, _, cells in rows for line in cells[i][1:])] for i, heading in enumerate(headings)]
+    widths = [max(len(part) for line in column for part in line.split("\n")) for column in lines]
+    names = max(len(design) for design, _, _ in rows) + len(" *+")
+    result.padding = (0, 0, 0, int(names + sum(widths) + 2 * len(widths) < WIDTH))
     result.add_column("design", no_wrap=True)
     for heading in headings:
         result.add_column(heading, justify="right", no_wrap=True)
