@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from userswap.errors import BadSize, BudgetError, SwapPathError, UnsupportedError, UserswapError
 
 if TYPE_CHECKING:
-    from userswap.pool import Installation, Pool, Stats, install
+    from userswap.pool import Installation, Pool, Stats, install, snapshot
 
 __all__ = [
     "BadSize",
@@ -27,13 +27,14 @@ __all__ = [
     "UnsupportedError",
     "UserswapError",
     "install",
+    "snapshot",
 ]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
     """Load the core (and NumPy with it) at the first use, so that `userswap doctor` runs where the core can't."""
-    if name in ("Installation", "Pool", "Stats", "install"):
+    if name in ("Installation", "Pool", "Stats", "install", "snapshot"):
         from userswap import pool
 
         return getattr(pool, name)

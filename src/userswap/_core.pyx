@@ -4,19 +4,20 @@ Errors of the rooms below are return codes; here they become exceptions.
 """
 import os
 
+from libc.errno cimport EINVAL
 from libc.stdint cimport int64_t, uint64_t
 
 from userswap.backends.codec cimport FOLIO_BYTES, codec_metadata
 from userswap.backends.swapfile cimport SwapFile, swapfile_delete, swapfile_new
 from userswap.memory.faults cimport (
-    faults_install, memory_check, memory_compact, memory_evict, memory_holders, memory_pool_close, memory_writeback,
-    pool_bind,
+    faults_install, memory_check, memory_compact, memory_evict, memory_holders, memory_pool_close, memory_snapshot,
+    memory_writeback, pool_bind,
 )
-from userswap.memory.regions cimport BUCKETS, MemoryPool, arena_open, pool_get, pool_new, region_at
+from userswap.memory.regions cimport BUCKETS, MemoryPool, Region, arena_open, pool_get, pool_new, region_at
 from userswap.native.us cimport us_debug, us_read
 from userswap.reclaim.reclaim cimport reclaim_used
 from userswap.swap.space cimport (
-    SwapSpace, space_metadata, space_new, space_pool_bytes, space_slot_bytes,
+    SwapSpace, space_metadata, space_dedupe, space_new, space_pool_bytes, space_slot_bytes,
     space_stored_bytes,
 )
 
@@ -54,8 +55,9 @@ cdef class Core:
     """A pool: its budget, its swap space, its regions. Lives on behind its regions after `close`."""
 
     def __cinit__(self, *, limit: int, design: str, address_space: int, fd: int, file_limit: int, file_name: str,
-                  directory: str, hard: bool):
-        """`limit`: bytes. `fd`: an open swap file (owned from now on) or -1. `directory`: for children's own."""
+                  directory: str, hard: bool, dedupe: bool):
+        """`limit`: bytes. `fd`: an open swap file (owned from now on) or -1. `directory`: for children's own.
+        `dedupe`: store identical folios once."""
         cdef SwapFile* device = NULL
         cdef SwapSpace* space = NULL
         cdef int64_t bounce = min(1 << 20, max(128 << 10, limit // 64)) // 4096 * 4096
@@ -75,6 +77,8 @@ cdef class Core:
                 swapfile_delete(device, True)
             raise MemoryError("no memory for a pool, or no address space for the compressed one")
         pool_bind(self.pool, space)
+        if dedupe and space_dedupe(space, limit) != 0:
+            raise MemoryError("no memory for the index of identical folios")
         self.pool.reclaim.hard = hard
         # Faults of several threads at once go over the limit by a folio and its packed copy each.
         self.pool.reclaim.headroom = min(8 * FOLIO_BYTES, limit // 64)
@@ -128,6 +132,10 @@ cdef class Core:
             "swap_outs": us_read(&p.swap.swap_outs),
             "writebacks": us_read(&p.swap.writebacks),
             "same_filled": us_read(&p.swap.same_filled),
+            "deduped": us_read(&p.swap.dedupe.shared),
+            "deduped_bytes": us_read(&p.swap.dedupe.bytes_saved),
+            "cache_hits": us_read(&p.swap.cache_hits),
+            "runs": us_read(&p.swap.runs),
             "over_budget": us_read(&p.reclaim.failures),
             "fault_ns_p50": max(p50, 0),
             "fault_ns_p99": max(p99, 0),
@@ -154,6 +162,34 @@ cdef class Core:
             memory_pool_close(p)
         return done
 
+    def snapshot(self, source: int, target: int) -> None:
+        """Give the region that starts at `target`, which is fresh, the content of the one at `source`.
+
+        Raises:
+            ValueError: they are not two regions of this pool, of the same size.
+            OSError: part of the source can't be had, or there is no memory.
+        """
+        cdef MemoryPool* p = self.alive()
+        cdef uint64_t start = source, copy = target
+        cdef int error
+        pool_get(p)
+        with nogil:
+            error = memory_snapshot(p, <void*>start, <void*>copy)
+            memory_pool_close(p)
+        if error == -EINVAL:
+            raise ValueError("a snapshot is of a region of this pool, into a fresh one of the same size")
+        if error:
+            raise OSError(-error, os.strerror(-error))
+
+    def region(self, address: int) -> tuple[int, int] | None:
+        """Start and length, bytes, of the region of this pool that the byte at `address` is in."""
+        cdef uint64_t at = address
+        cdef Region* region
+        if not self.owns(address):
+            return None
+        region = region_at(<void*>at)
+        return <uint64_t>region.base, region.bytes
+
     def compact(self) -> int:
         """Give back all pool memory that holds nothing; returns the bytes given back."""
         cdef MemoryPool* p = self.alive()
@@ -167,13 +203,14 @@ cdef class Core:
     def check(self) -> dict[str, int]:
         """Folios by state, with the whole process held still; ``wrong``: words and counts that don't agree."""
         cdef MemoryPool* p = self.alive()
-        cdef int64_t[4] states = [0, 0, 0, 0]
+        cdef int64_t[5] states = [0, 0, 0, 0, 0]
         cdef int64_t wrong
         pool_get(p)
         with nogil:
             wrong = memory_check(p, states)
             memory_pool_close(p)
-        return {"empty": states[0], "dirty": states[1], "clean": states[2], "swapped": states[3], "wrong": wrong}
+        return {"empty": states[0], "dirty": states[1], "clean": states[2], "swapped": states[3], "ids": states[4],
+                "wrong": wrong}
 
     def owns(self, address: int) -> bool:
         """Whether the byte at `address` is in a region of this pool."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-__all__ = ["Installation", "Pool", "Stats", "install"]
+__all__ = ["Installation", "Pool", "Stats", "install", "snapshot"]
 
 MOST_WORKERS = 8
 LEAST_ARRAY = 4096
@@ -78,6 +78,14 @@ class Stats:
     """Folios written to the swap file."""
     same_filled: int
     """Swap-outs of folios that repeat one 8-byte value: they take no storage."""
+    deduped: int
+    """Swap-outs of folios that were stored already, byte for byte, for another array or place: they share that copy."""
+    deduped_bytes: int
+    """Compressed bytes that these would have taken."""
+    cache_hits: int
+    """Faults on a shared folio that were served from another array that has it in place."""
+    runs: int
+    """Swap-outs of large folios: neighbours that left together, with swap ids in a row."""
     over_budget: int
     """Times the budget had to be exceeded."""
     fault_ns_p50: int
@@ -170,6 +178,7 @@ class Pool:
             unlinked temporary file, used only when the budget does not hold what is compressed.
         min_array: from which size on `install` lets arrays live here.
         hard: end the program rather than exceed the budget when nothing is left to do.
+        dedupe: store identical folios once; costs a hash of what is swapped out, and 8 bytes for each 16 KiB of budget.
         map_design: name of the swap map's design.
 
     Raises:
@@ -191,6 +200,7 @@ class Pool:
         *,
         min_array: int | str = "1MiB",
         hard: bool = False,
+        dedupe: bool = True,
         map_design: str = "on_demand",
     ) -> None:
         self.budget_reason: str | None = None
@@ -218,6 +228,7 @@ class Pool:
             file_name=file.name if file else "",
             directory=_directory(file.name) if file else "",
             hard=hard,
+            dedupe=dedupe,
         )
         self._handler = numpy_hook.new_handler(self._core)
         self._last: Stats | None = None
@@ -255,6 +266,44 @@ class Pool:
         import numpy as np
 
         return self._make(np.array, data, dtype)
+
+    def snapshot(self, array: np.ndarray[Any, Any]) -> NDArray[Any]:
+        """A second array with the content that `array` has now; from here on each goes its own way.
+
+        Nothing is copied but a word for each 64 KiB: both arrays share what is swapped out, folio by folio, until one
+        of them writes to it. What is resident and was written to since it came in is compressed first, and stays
+        in place. So a snapshot costs time for what is in place (once: the next one finds it clean), and memory for
+        what changes.
+
+        Other threads may go on: what they write meanwhile is in the snapshot or not, folio by folio.
+
+        Args:
+            array: an array of this pool, or a view of one. The snapshot has its shape, dtype and strides.
+
+        Raises:
+            ValueError: the array does not live in this pool, or holds Python objects; or the pool is closed.
+            MemoryError: no address space.
+            OSError: swapped data can't be had; the array itself is as it was.
+
+        Example:
+            >>> before = pool.snapshot(x)
+            >>> x[mask] = 0                        # before[mask] keeps the old values
+        """
+        import numpy as np
+
+        if array.dtype.hasobject:
+            raise ValueError("An array of Python objects can't be shared: they would be counted once and freed twice.")
+        address = array.__array_interface__["data"][0]
+        region = self._core.region(address) if self._last is None else None
+        if region is None:
+            raise ValueError(
+                "This array does not live in this pool, or the pool is closed: make it with pool.empty, "
+                f"pool.array or under install(), with at least {LEAST_ARRAY} bytes."
+            )
+        start, length = region
+        memory = self._make(np.empty, length, np.uint8)
+        self._core.snapshot(start, memory.__array_interface__["data"][0])
+        return np.ndarray(array.shape, array.dtype, memory, address - start, array.strides)
 
     def owns(self, array: np.ndarray[Any, Any]) -> bool:
         """Whether the array's first byte lives in this pool."""
@@ -347,6 +396,7 @@ def install(
     *,
     min_array: int | str = "1MiB",
     hard: bool = False,
+    dedupe: bool = True,
     map_design: str = "on_demand",
 ) -> Installation:
     """From here on every NumPy array of `min_array` bytes and more lives in swap, whichever thread makes it.
@@ -356,5 +406,16 @@ def install(
 
     Args and errors are those of `Pool`.
     """
-    pool = Pool(ram, swap, min_array=min_array, hard=hard, map_design=map_design)
+    pool = Pool(ram, swap, min_array=min_array, hard=hard, dedupe=dedupe, map_design=map_design)
     return Installation(pool, pool.min_array)
+
+
+def snapshot(array: np.ndarray[Any, Any]) -> NDArray[Any]:
+    """`Pool.snapshot` in the pool that is installed: by `install`, or by ``userswap run``.
+
+    Raises:
+        ValueError: nothing is installed, or the array does not live in its pool.
+    """
+    if not _installed:
+        raise ValueError("No pool is installed: use userswap.install(), `userswap run`, or a pool's own snapshot().")
+    return _installed[-1].pool.snapshot(array)

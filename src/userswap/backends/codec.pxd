@@ -27,5 +27,7 @@ cdef int codec_compress(Worker* worker, int recipe, const void* data, int n) noe
 cdef int codec_choose(Worker* worker, const void* data, int n) noexcept nogil
 # 0, or -EIO when the packed data is not whole or is not of n bytes.
 cdef int codec_decompress(Worker* worker, const void* packed, int length, void* data, int n) noexcept nogil
+# XXH64 of the data (the copy that Blosc2's library has), for finding identical folios. 0 when the library has none.
+cdef uint64_t codec_hash(const void* data, int n) noexcept nogil
 # What was packed, bytes, from the header; -1: there is none.
 cdef int codec_size(const void* packed, int length) noexcept nogil

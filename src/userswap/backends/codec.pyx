@@ -54,6 +54,7 @@ ctypedef const char* (*version_fn)() noexcept nogil
 ctypedef blosc2_context* (*cctx_fn)(blosc2_cparams) noexcept nogil
 ctypedef blosc2_context* (*dctx_fn)(blosc2_dparams) noexcept nogil
 ctypedef int (*compress_fn)(blosc2_context*, const void*, int32_t, void*, int32_t) noexcept nogil
+ctypedef uint64_t (*hash_fn)(const void*, size_t, uint64_t) noexcept nogil
 ctypedef int (*decompress_fn)(blosc2_context*, const void*, int32_t, void*, int32_t) noexcept nogil
 
 
@@ -78,6 +79,7 @@ cdef cparams_fn b_cparams
 cdef dparams_fn b_dparams
 cdef compress_fn b_compress
 cdef decompress_fn b_decompress
+cdef hash_fn b_hash = NULL
 cdef version_fn b_version
 
 # Leaf lock for the list of idle workers. Who finds it empty sleeps on `returned`.
@@ -107,7 +109,7 @@ recipes[8] = Recipe(b"lz4 shuffle 16", 1, 16)
 
 
 cdef int codec_load(const char* library, char* why, int why_bytes) noexcept nogil:
-    global b_cctx, b_dctx, b_cparams, b_dparams, b_compress, b_decompress, b_version
+    global b_cctx, b_dctx, b_cparams, b_dparams, b_compress, b_decompress, b_hash, b_version
     cdef void* handle
     cdef init_fn init
     if b_cctx != NULL:
@@ -123,6 +125,7 @@ cdef int codec_load(const char* library, char* why, int why_bytes) noexcept nogi
     b_dctx = <dctx_fn>dlsym(handle, "blosc2_create_dctx")
     b_compress = <compress_fn>dlsym(handle, "blosc2_compress_ctx")
     b_decompress = <decompress_fn>dlsym(handle, "blosc2_decompress_ctx")
+    b_hash = <hash_fn>dlsym(handle, "ZSTD_XXH64")
     if (init == NULL or b_version == NULL or b_cparams == NULL or b_dparams == NULL or b_dctx == NULL
             or b_compress == NULL or b_decompress == NULL or dlsym(handle, "blosc2_create_cctx") == NULL):
         snprintf(why, why_bytes, "it lacks functions of Blosc2")
@@ -259,6 +262,10 @@ cdef int codec_decompress(Worker* worker, const void* packed, int length, void* 
     if b_decompress(<blosc2_context*>worker.decompressor, packed, length, data, n) != n:
         return -5
     return 0
+
+
+cdef uint64_t codec_hash(const void* data, int n) noexcept nogil:
+    return b_hash(data, n, 0) if b_hash != NULL else 0
 
 
 cdef int codec_size(const void* packed, int length) noexcept nogil:

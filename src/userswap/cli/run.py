@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["prepare"]
 
 USAGE = """\
-userswap run [--ram SIZE] [--swap PATH[:SIZE]|none] [--min-array SIZE] [--hard]
+userswap run [--ram SIZE] [--swap PATH[:SIZE]|none] [--min-array SIZE] [--hard] [--no-dedupe]
                     [--quiet] [--stats FILE] (SCRIPT | -m MODULE | -c CODE) [ARGUMENT ...]"""
 EPILOG = """\
 Sizes are like 512M, 1.5GiB or 65536 (bytes); units are powers of 1024. SCRIPT may also be a directory or
@@ -92,6 +92,7 @@ def prepare(arguments: list[str]) -> Callable[[], int]:
     parser.add_argument(
         "--hard", action="store_true", help="end the program rather than exceed --ram when swap is full"
     )
+    parser.add_argument("--no-dedupe", action="store_true", help="store identical folios as often as there are")
     parser.add_argument("--quiet", action="store_true", help="no summary at the end")
     parser.add_argument("--stats", metavar="FILE", help="write the figures to FILE, as JSON")
     chosen = parser.parse_args(options)
@@ -193,7 +194,9 @@ def install(ram: int | None, min_array: int, chosen: Namespace) -> Any:
     try:
         import userswap
 
-        return userswap.install(ram=ram, swap=chosen.swap, min_array=min_array, hard=chosen.hard)
+        return userswap.install(
+            ram=ram, swap=chosen.swap, min_array=min_array, hard=chosen.hard, dedupe=not chosen.no_dedupe
+        )
     except ImportError as error:
         raise UnsupportedError(
             f"A part of userswap cannot be loaded ({error}): install it again, for example with "

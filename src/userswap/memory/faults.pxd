@@ -15,12 +15,14 @@ cdef const HolderOps* memory_holders() noexcept nogil
 # Memory for the program: page-aligned zeros, or NULL. Called from ordinary code, not from the handler.
 cdef void* memory_new(MemoryPool* pool, uint64_t bytes) noexcept nogil
 cdef void memory_free(void* start) noexcept nogil
+# Fills a fresh region with the content of another of the same size, sharing swap ids: 0 or -errno (then part of it).
+cdef int memory_snapshot(MemoryPool* pool, void* start, void* copy) noexcept nogil
 # For tests and tools: evicts, writes back, gives unused pool memory back. Bytes, or -errno.
 cdef int64_t memory_evict(MemoryPool* pool, int64_t want) noexcept nogil
 cdef int64_t memory_writeback(MemoryPool* pool, int64_t want) noexcept nogil
 cdef int64_t memory_compact(MemoryPool* pool) noexcept nogil
-# Counts the folios in each state (EMPTY, DIRTY, CLEAN, SWAPPED) and checks every swap id that is held; the
-# number of words and counts that do not agree. Holds the process still as fork does.
+# Counts the folios in each state (EMPTY, DIRTY, CLEAN, SWAPPED), and then the ids; checks that the count of every id
+# equals the words that hold it: how many do not, or -ENOMEM. Holds the process still as fork does.
 cdef int64_t memory_check(MemoryPool* pool, int64_t* states) noexcept nogil
 # Makes a prefix of the range resident and keeps it there (see PinOps in syscalls.pxd).
 cdef int64_t memory_pin(void* start, size_t length, bint writing) noexcept nogil

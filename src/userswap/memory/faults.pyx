@@ -11,10 +11,11 @@ Deadlock: a thread that owns a BUSY folio waits only for (1) entry locks, whose 
 (2) workers, whose owners wait for entry locks at most. It never waits for another BUSY word: reclaim skips
 what is busy. `reclaim_charge` runs before a worker is taken, because eviction takes one of its own.
 """
-from libc.errno cimport ENOMEM, ENXIO, errno
+from libc.errno cimport EINVAL, ENOMEM, ENXIO, errno
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdio cimport snprintf
-from libc.string cimport strerror, strlen
+from libc.stdlib cimport qsort
+from libc.string cimport memcpy, strerror, strlen
 
 from userswap.backends.codec cimport FOLIO_BYTES, FOLIO_SHIFT, Worker, codec_give, codec_take
 from userswap.backends.swapfile cimport swapfile_name
@@ -30,15 +31,19 @@ from userswap.memory.regions cimport (
     pool_first, pool_put, region_at, region_folios, region_new, region_of_word, region_release, region_unlink,
 )
 from userswap.memory.syscalls cimport PinOps, siginfo_t, sigbus_chain, sigbus_install, syscalls_install
+from userswap.native.mman cimport (
+    MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
+)
 from userswap.native.us cimport (
     us_add, us_assert, us_cas, us_chaos, us_load, us_lock, us_now, us_read, us_store, us_unlock, us_word_release,
     us_word_wait,
 )
 from userswap.reclaim.reclaim cimport reclaim_charge, reclaim_uncharge
 from userswap.swap.kin cimport kin_after_fork, kin_before_fork
-from userswap.swap.map cimport HolderOps
+from userswap.swap.map cimport HolderOps, SwapMap
 from userswap.swap.space cimport (
-    SwapSpace, space_has_slots, space_inherit, swap_compact, swap_in, swap_out, swap_put, swap_writeback,
+    SwapSpace, space_has_slots, space_inherit, swap_cached, swap_compact, swap_dup, swap_in, swap_out, swap_out_run,
+    swap_put, swap_same, swap_uncache, swap_writeback,
 )
 
 cdef extern from *:
@@ -47,11 +52,11 @@ cdef extern from *:
     #include <signal.h>
     #include <ucontext.h>
 
-    /* How deep this thread is in the gate, and whose folio it is reading for swap-out. */
+    /* How deep this thread is in the gate, and which folios it is reading for swap-out. */
     static __thread int us_depth;
     static __thread sigset_t us_kept_mask;
     static __thread int us_kept_cancel;
-    static __thread const char *us_reading;
+    static __thread const char *us_reading, *us_reading_end;
 
     static int us_self_depth(void) { return us_depth; }
     static int us_deeper(void) {
@@ -62,8 +67,8 @@ cdef extern from *:
     }
     static int us_shallower(void) { return --us_depth; }
     static void us_allow_cancel(void) { pthread_setcancelstate(us_kept_cancel, NULL); }
-    static const char *us_self_reading(void) { return us_reading; }
-    static void us_set_reading(const char *at) { us_reading = at; }
+    static int us_self_reading(const char *at) { return at >= us_reading && at < us_reading_end; }
+    static void us_set_reading(const char *at, uint64_t length) { us_reading = at; us_reading_end = at + length; }
 
     /* Was the fault a store? -1 where the processor's context does not say. */
     static int us_fault_writes(void *context) {
@@ -93,8 +98,8 @@ cdef extern from *:
     int us_deeper() nogil
     int us_shallower() nogil
     void us_allow_cancel() nogil
-    const char* us_self_reading() nogil
-    void us_set_reading(const char* at) nogil
+    bint us_self_reading(const char* at) nogil
+    void us_set_reading(const char* at, uint64_t length) nogil
     int us_fault_writes(void* context) nogil
     void us_block_signals() nogil
     void us_restore_signals() nogil
@@ -154,10 +159,89 @@ cdef void leave() noexcept nogil:
         us_restore_signals()
 
 
+# ---- page-table words from the side of storage: what the swap space calls (see map.pxd) ----
+
+cdef uint64_t word_trylock(void* ctx, uint64_t holder, uint64_t id) noexcept nogil:
+    """Sets BUSY on a word that has this id (any, if 0), unless somebody has it or a system call has it pinned."""
+    cdef uint64_t* at = <uint64_t*>holder
+    cdef uint64_t word = us_load(at)
+    cdef Region* region
+    if word & (BUSY | PIN_MASK) or word_id(word) == 0 or (id and word_id(word) != id):
+        return 0
+    us_chaos()
+    if not us_cas(at, word, word | BUSY):
+        return 0
+    # With an id it belongs to a live region, which stays while the word is BUSY. Another pool's ids mean nothing here.
+    region = region_of_word(at)
+    if region == NULL or region.pool != <MemoryPool*>ctx:
+        us_word_release(at, word & ~<uint64_t>WAITERS, WAITERS)
+        return 0
+    return word_id(word)
+
+
+cdef void word_unlock(void* ctx, uint64_t holder, uint64_t id) noexcept nogil:
+    cdef uint64_t* at = <uint64_t*>holder
+    cdef uint64_t word = us_load(at)
+    us_assert((word & BUSY) != 0 and word_id(word) != 0, "who unlocks a word has it locked")
+    us_chaos()
+    us_word_release(at, word_make(word_state(word), id) | (word & YOUNG), WAITERS)
+
+
+cdef uint64_t word_next(void* ctx, uint64_t after, uint64_t* id) noexcept nogil:
+    """By address, over all words of the arena that were ever in use: regions may come and go meanwhile."""
+    cdef uint64_t* at = <uint64_t*>after
+    cdef uint64_t* end
+    cdef Region* region
+    at = arena_first_word() if at == NULL else at + 1
+    end = arena_end_word()
+    while at < end:
+        region = region_of_word(at)
+        if region == NULL or region.pool != <MemoryPool*>ctx:
+            at += 1
+            continue
+        id[0] = word_id(us_load(at))
+        if id[0]:
+            return <uint64_t>at
+        at += 1
+    return 0
+
+
+cdef HolderOps holder_ops
+holder_ops.trylock = word_trylock
+holder_ops.unlock = word_unlock
+holder_ops.next = word_next
+
+
+cdef const HolderOps* memory_holders() noexcept nogil:
+    return &holder_ops
+
+
 # ---- swap-in ----
 
 cdef inline char* folio_at(Region* region, uint64_t index) noexcept nogil:
     return region.base + (index << FOLIO_SHIFT)
+
+
+cdef int fill_from_peer(MemoryPool* pool, uint64_t id, char* target, uint64_t bytes, bint protect) noexcept nogil:
+    """Copies a shared folio from another holder that has it clean in place. -ENXIO: there is none just now."""
+    cdef uint64_t peer = swap_cached(pool.swap, id)
+    cdef uint64_t* word = <uint64_t*>peer
+    cdef Region* region
+    cdef uint64_t index
+    cdef int error = -ENXIO
+    if peer == 0 or word_trylock(pool, peer, id) == 0:
+        return -ENXIO
+    region = region_of_word(word)
+    index = word - region.words
+    if word_state(us_load(word)) == CLEAN and folio_bytes(region, index) >= bytes:
+        # The kernel reads it: if the program threw a page of it away (madvise) that fails, and storage has the bytes.
+        error = frame_fill(target, folio_at(region, index), bytes, protect)
+        if error:
+            frame_vacate(target, bytes)
+        else:
+            us_add(&pool.swap.cache_hits, 1)
+    word_unlock(pool, peer, id)
+    return error
 
 
 cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writing) noexcept nogil:
@@ -175,12 +259,14 @@ cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writi
         error = frame_fill_zeros(folio_at(region, index), bytes)
         next = word_make(DIRTY, 0)
     else:
-        worker = codec_take()
-        error = swap_in(pool.swap, worker, id, worker.folio, <int>bytes)
-        if error == 0:
-            # clean: the swap cache keeps the copy, and the first write to the folio gives it up
-            error = frame_fill(folio_at(region, index), worker.folio, bytes, not writing)
-        codec_give(worker)
+        # clean: the swap cache keeps the copy, and the first write to the folio gives it up
+        error = fill_from_peer(pool, id, folio_at(region, index), bytes, not writing)
+        if error:
+            worker = codec_take()
+            error = swap_in(pool.swap, worker, id, worker.folio, <int>bytes, 0 if writing else <uint64_t>at)
+            if error == 0:
+                error = frame_fill(folio_at(region, index), worker.folio, bytes, not writing)
+            codec_give(worker)
         next = word_make(DIRTY, 0) if writing else word_make(CLEAN, id)
     if error:
         frame_vacate(folio_at(region, index), bytes)        # a part of it may have been filled
@@ -216,7 +302,7 @@ cdef int folio_fault(Region* region, uint64_t index, int writing, char* page) no
     while True:
         word = us_load(at)
         if word & BUSY:
-            if page != NULL and us_self_reading() == folio_at(region, index):
+            if page != NULL and us_self_reading(folio_at(region, index)):
                 # This thread is swapping this very folio out and found a page of it missing: the program
                 # has thrown it away with madvise. It reads as zeros, as the program was promised; protected like
                 # the pages beside it, so that no other thread writes what would not be in the copy.
@@ -294,9 +380,10 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
     cdef Region* region = victims[0].region
     cdef char* start = folio_at(region, victims[0].index)
     cdef uint64_t length = (<uint64_t>(count - 1) << FOLIO_SHIFT) + folio_bytes(region, victims[count - 1].index)
-    cdef int i, first = 0, error = 0, refused = 0
+    cdef int i, first = 0, last = 0, error = 0, refused = 0
     cdef int64_t freed = 0
-    cdef uint64_t id, bytes
+    cdef uint64_t bytes
+    cdef uint64_t[BATCH] ids
     cdef bint protected = False
     for i in range(count):
         if word_state(victims[i].word) == DIRTY:
@@ -304,18 +391,28 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
     if protected:
         error = frame_protect(start, length)
     us_chaos()
-    for i in range(count):
-        victims[i].next = 0
-        if word_state(victims[i].word) == CLEAN:
-            victims[i].next = word_make(SWAPPED, word_id(victims[i].word))
-        elif error == 0:
-            bytes = folio_bytes(region, victims[i].index)
-            us_set_reading(folio_at(region, victims[i].index))
-            id = swap_out(pool.swap, worker, folio_at(region, victims[i].index), <int>bytes, &region.hint,
-                          <uint64_t>&region.words[victims[i].index], &refused)
-            us_set_reading(NULL)
-            if id:
-                victims[i].next = word_make(SWAPPED, id)
+    while last < count:
+        first = last
+        victims[first].next = 0
+        last += 1
+        if word_state(victims[first].word) == CLEAN:
+            swap_uncache(pool.swap, word_id(victims[first].word), <uint64_t>&region.words[victims[first].index])
+            victims[first].next = word_make(SWAPPED, word_id(victims[first].word))
+            continue
+        # Dirty neighbours leave as one large folio: their ids are allocated together, raw ones are one write.
+        while last < count and word_state(victims[last].word) == DIRTY:
+            victims[last].next = 0
+            last += 1
+        if error:
+            continue
+        us_set_reading(folio_at(region, victims[first].index), <uint64_t>(last - first) << FOLIO_SHIFT)
+        swap_out_run(pool.swap, worker, folio_at(region, victims[first].index), last - first,
+                     <int>folio_bytes(region, victims[last - 1].index), &region.hint,
+                     <uint64_t>&region.words[victims[first].index], ids, &refused)
+        us_set_reading(NULL, 0)
+        for i in range(first, last):
+            if ids[i - first]:
+                victims[i].next = word_make(SWAPPED, ids[i - first])
     us_chaos()
     i = 0
     while i < count:
@@ -363,63 +460,6 @@ cdef int64_t evict(void* ctx, int64_t want) noexcept nogil:
             first = last
     codec_give(worker)
     return freed
-
-
-# ---- page-table words from the side of storage: what the swap space calls (see map.pxd) ----
-
-cdef uint64_t word_trylock(void* ctx, uint64_t holder, uint64_t id) noexcept nogil:
-    """Sets BUSY on a word that has this id (any, if 0), unless somebody has it or a system call has it pinned."""
-    cdef uint64_t* at = <uint64_t*>holder
-    cdef uint64_t word = us_load(at)
-    cdef Region* region
-    if word & (BUSY | PIN_MASK) or word_id(word) == 0 or (id and word_id(word) != id):
-        return 0
-    us_chaos()
-    if not us_cas(at, word, word | BUSY):
-        return 0
-    # With an id it belongs to a live region, which stays while the word is BUSY. Another pool's ids mean nothing here.
-    region = region_of_word(at)
-    if region == NULL or region.pool != <MemoryPool*>ctx:
-        us_word_release(at, word & ~<uint64_t>WAITERS, WAITERS)
-        return 0
-    return word_id(word)
-
-
-cdef void word_unlock(void* ctx, uint64_t holder, uint64_t id) noexcept nogil:
-    cdef uint64_t* at = <uint64_t*>holder
-    cdef uint64_t word = us_load(at)
-    us_assert((word & BUSY) != 0 and word_id(word) != 0, "who unlocks a word has it locked")
-    us_chaos()
-    us_word_release(at, word_make(word_state(word), id) | (word & YOUNG), WAITERS)
-
-
-cdef uint64_t word_next(void* ctx, uint64_t after, uint64_t* id) noexcept nogil:
-    """By address, over all words of the arena that were ever in use: regions may come and go meanwhile."""
-    cdef uint64_t* at = <uint64_t*>after
-    cdef uint64_t* end
-    cdef Region* region
-    at = arena_first_word() if at == NULL else at + 1
-    end = arena_end_word()
-    while at < end:
-        region = region_of_word(at)
-        if region == NULL or region.pool != <MemoryPool*>ctx:
-            at += 1
-            continue
-        id[0] = word_id(us_load(at))
-        if id[0]:
-            return <uint64_t>at
-        at += 1
-    return 0
-
-
-cdef HolderOps holder_ops
-holder_ops.trylock = word_trylock
-holder_ops.unlock = word_unlock
-holder_ops.next = word_next
-
-
-cdef const HolderOps* memory_holders() noexcept nogil:
-    return &holder_ops
 
 
 # ---- the handler ----
@@ -524,6 +564,83 @@ cdef void memory_free(void* start) noexcept nogil:
     leave()
 
 
+cdef int snapshot_folio(Region* source, Region* target, uint64_t index, Worker* worker) noexcept nogil:
+    """Gives the target's folio, which is EMPTY, the content of the source's. 0 or -errno."""
+    cdef MemoryPool* pool = source.pool
+    cdef uint64_t* at = &source.words[index]
+    cdef uint64_t bytes = folio_bytes(source, index)
+    cdef char* folio = folio_at(source, index)
+    cdef uint64_t word, id
+    cdef int error = 0
+    while True:
+        word = us_load(at)
+        if word & BUSY:
+            us_word_wait(at, word, WAITERS)
+        elif word_state(word) == EMPTY:
+            return 0
+        elif us_cas(at, word, (word | BUSY) & ~<uint64_t>WAITERS):
+            word = (word | BUSY) & ~<uint64_t>WAITERS
+            break
+    us_chaos()
+    id = word_id(word)
+    if word_state(word) == DIRTY and word_pins(word) == 0:
+        # Stored while it stays in place: from now on it is clean, and its copy is the snapshot's too.
+        error = frame_protect(folio, bytes)
+        if error == 0:
+            us_set_reading(folio, bytes)
+            id = swap_out(pool.swap, worker, folio, <int>bytes, &source.hint, <uint64_t>at, &error)
+            us_set_reading(NULL, 0)
+            if id == 0:
+                frame_unprotect(folio, bytes)
+            else:
+                word = word_make(CLEAN, id) | BUSY | (word & YOUNG)
+    us_chaos()
+    if id and swap_dup(pool.swap, &id, <uint64_t>at) == 0:
+        us_store(&target.words[index], word_make(SWAPPED, id))
+        us_add(&pool.swapped_bytes, <int64_t>bytes)
+        error = 0
+    else:
+        # A system call is writing into it, or there is no room to store it: a copy, of its own.
+        error = 0
+        if word_state(word) == SWAPPED:
+            error = swap_in(pool.swap, worker, id, worker.folio, <int>bytes, 0)
+        else:
+            us_set_reading(folio, bytes)
+            memcpy(worker.folio, folio, bytes)
+            us_set_reading(NULL, 0)
+        if error == 0:
+            error = frame_fill(folio_at(target, index), worker.folio, bytes, False)
+        if error == 0:
+            us_add(&pool.reclaim.resident, <int64_t>bytes)
+            us_store(&target.words[index], word_make(DIRTY, 0))
+    us_chaos()
+    us_word_release(at, word_make(word_state(word), id) | (word & (PIN_MASK | YOUNG)), WAITERS)
+    return error
+
+
+cdef int memory_snapshot(MemoryPool* pool, void* start, void* copy) noexcept nogil:
+    cdef Region* source = region_at(start)
+    cdef Region* target = region_at(copy)
+    cdef Worker* worker
+    cdef uint64_t i
+    cdef int error = 0
+    if (source == NULL or target == NULL or source.pool != pool or target.pool != pool or source.bytes != target.bytes
+            or source.base != <char*>start or target.base != <char*>copy):
+        return -EINVAL
+    enter()
+    for i in range(region_folios(source)):
+        # What is stored makes the pool grow before anything leaves. Reclaim takes a worker of its own: before ours.
+        reclaim_charge(&pool.reclaim, 0)
+        worker = codec_take()
+        error = snapshot_folio(source, target, i, worker)
+        codec_give(worker)
+        if error:
+            break
+    reclaim_charge(&pool.reclaim, 0)
+    leave()
+    return error
+
+
 cdef int64_t memory_evict(MemoryPool* pool, int64_t want) noexcept nogil:
     cdef int64_t done = 0, freed
     enter()
@@ -552,11 +669,44 @@ cdef int64_t memory_compact(MemoryPool* pool) noexcept nogil:
     return freed
 
 
+cdef int by_id(const void* one, const void* other) noexcept nogil:
+    cdef uint64_t a = (<const uint64_t*>one)[0]
+    cdef uint64_t b = (<const uint64_t*>other)[0]
+    return (a > b) - (a < b)
+
+
+cdef int64_t check_counts(MemoryPool* pool, uint64_t* ids, int64_t n, int64_t* different) noexcept nogil:
+    """How many ids have another count than there are words with them; and how many ids there are. Sorts the ids."""
+    cdef int64_t first = 0, last, wrong = 0, count
+    cdef SwapMap* map = pool.swap.map
+    qsort(ids, n, 8, by_id)
+    while first < n:
+        last = first
+        while last < n and ids[last] == ids[first]:
+            last += 1
+        count = map.ops.count(map, ids[first])
+        # Where an id is its entry, folios that are filled alike have ids that are alike, and each has count one.
+        different[0] += 1
+        if count == 1 and swap_same(pool.swap, ids[first]):
+            different[0] += last - first - 1
+        elif count != last - first:
+            wrong += 1
+        first = last
+    return wrong
+
+
 cdef int64_t memory_check(MemoryPool* pool, int64_t* states) noexcept nogil:
     cdef Region* region
     cdef uint64_t i, word
-    cdef int64_t wrong = 0
+    cdef int64_t wrong = 0, held = 0
+    cdef uint64_t length
+    cdef uint64_t* ids
     close_gate()
+    length = ((<uint64_t>us_read(&pool.virtual_bytes) >> FOLIO_SHIFT) + <uint64_t>us_read(&pool.region_count) + 1) * 8
+    ids = <uint64_t*>mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if ids == MAP_FAILED:
+        open_gate()
+        return -ENOMEM
     region = pool.regions
     while region != NULL:
         for i in range(region_folios(region)):
@@ -564,11 +714,14 @@ cdef int64_t memory_check(MemoryPool* pool, int64_t* states) noexcept nogil:
             if word & BUSY:
                 wrong += 1                      # nobody is in the gate, so nobody owns it
             states[word_state(word)] += 1
-            if word_id(word) and pool.swap.map.ops.count(pool.swap.map, word_id(word)) != 1:
-                wrong += 1
             if (word_id(word) != 0) != (word_state(word) == CLEAN or word_state(word) == SWAPPED):
                 wrong += 1
+            if word_id(word):
+                ids[held] = word_id(word)
+                held += 1
         region = region.next
+    wrong += check_counts(pool, ids, held, &states[4])
+    munmap(ids, length)
     open_gate()
     return wrong
 

@@ -11,8 +11,8 @@ from userswap.swap.entry cimport (
     slot_device,
 )
 from userswap.swap.radix cimport (
-    RADIX_INDEX_BITS, RADIX_MASK, RADIX_SHIFT, RADIX_SLOTS, Node, RadixTree, radix_drop, radix_first_hole, radix_first_room,
-    radix_leaf, radix_make, radix_next_leaf, radix_room, slab_delete,
+    RADIX_INDEX_BITS, RADIX_MASK, RADIX_SHIFT, RADIX_SLOTS, Node, RadixTree, radix_drop, radix_first_hole,
+    radix_first_room, radix_leaf, radix_make, radix_next_leaf, radix_room, slab_delete,
 )
 
 

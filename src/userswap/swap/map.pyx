@@ -594,8 +594,9 @@ cdef class Map:
 
         Holder i of this thread has the same id as holder i of every other thread. In random order: dup into one of its
         own ``spares`` holders (from ``spare`` on), put one of them; lock, add one to the id's counter without any
-        atomic, change the entry, unlock; the same from the side of storage, and as a swapoff; swap cache in and out; allocate, use
-        and free ids of its own, singly and in runs. The caller checks that counters grew by the increments.
+        atomic, change the entry, unlock; the same from the side of storage, and as a swapoff; swap cache in and out;
+        allocate, use and free ids of its own, singly and in runs. The caller checks that counters grew by the
+        increments.
         ``faults`` counts what was seen to be wrong on the way.
         """
         cdef SwapMap* m = self.map
@@ -754,9 +755,9 @@ cdef class Map:
     def program(self, uint64_t first, uint64_t holders, Py_ssize_t rounds, uint64_t seed):
         """A thread of a program, above the map: ``(faults, swap-outs, wrong tags)``.
 
-        Its holders are ``first`` .. ``first + holders - 1``. Each round picks one: if empty, it swaps out (an object with
-        a new tag, an id); else it faults, and the object behind the id must have the tag that was swapped out. Then
-        it keeps the id, or gives it up, or shares it with another of its holders. At the end it gives up all.
+        Its holders are ``first`` .. ``first + holders - 1``. Each round picks one: if empty, it swaps out (an object
+        with a new tag, an id); else it faults, and the object behind the id must have the tag that was swapped out.
+        Then it keeps the id, or gives it up, or shares it with another of its holders. At the end it gives up all.
         """
         cdef SwapMap* m = self.map
         cdef const SwapMapOps* ops = m.ops

@@ -6,6 +6,7 @@ from userswap.backends.codec cimport Worker
 from userswap.backends.swapfile cimport SwapFile
 from userswap.backends.zswap cimport Zswap
 from userswap.native.us cimport us_mutex
+from userswap.swap.dedupe cimport Dedupe
 from userswap.swap.map cimport HolderOps, SwapMap
 
 # What a region's data is best compressed with, found by sampling. Plain fields: a lost update only costs
@@ -17,6 +18,7 @@ cdef struct CodecHint:
 
 cdef enum:
     MOST_DEVICES = 16
+    RUN_FOLIOS = 16             # folios of the largest large folio: 1 MiB
 
 ctypedef SwapFile* SwapFilePointer
 
@@ -27,6 +29,9 @@ cdef struct Deferred:
 
 cdef struct SwapSpace:
     SwapMap* map
+    const HolderOps* holders
+    void* holders_ctx
+    Dedupe dedupe
     Zswap* zswap
     # Swap files by the number that an entry has. In a forked process the first `inherited` belong to its
     # ancestors: read, never written or freed. `current` is the one that is ours, -1 when there is none (yet).
@@ -48,23 +53,44 @@ cdef struct SwapSpace:
     int64_t writebacks          # folios moved from zswap to a slot, or put there at once
     int64_t slot_stored         # packed bytes in slots
     int64_t same_filled
+    int64_t runs                # large folios that left together
+    int64_t cache_hits          # swap-ins served from another holder's folio
 
+# What happens on swap-in is decided by who asks (memory/faults):
+#   exclusive and to be written   swap_in, swap_put: the id ends, its storage is free
+#   to be read                    swap_in, the id stays with the clean folio: the swap cache. Leaving again is free
+#   shared                        the same; swap_put leaves the count to the others, who still find the id. A clean
+#                                 folio of a shared id is in the map's swap cache: the next holder copies it from there
+#
 # Takes the device over (NULL: no swap file). `holders` and `ctx`: of the rooms above, see map.pxd. NULL: no memory or
 # no such design.
 cdef SwapSpace* space_new(const char* design, uint64_t address_space, SwapFile* device, int64_t bounce_bytes,
                           uint64_t file_limit, const char* directory, const HolderOps* holders,
                           void* ctx) noexcept nogil
+# Identical folios are stored once from now on. 0 or -ENOMEM.
+cdef int space_dedupe(SwapSpace* s, int64_t limit) noexcept nogil
 cdef void space_delete(SwapSpace* s) noexcept nogil
 # Every call with an id comes from its holder, which the caller has locked (see map.pxd); `holder` names it.
-# Stores n bytes (whole pages): a new id with count 1, or 0 with -errno in `error`. `data` may not change meanwhile.
+# Stores n bytes (whole pages): an id (a new one, or one more reference to an identical folio's), or 0 with -errno in
+# `error`. `data` may not change meanwhile.
 cdef uint64_t swap_out(SwapSpace* s, Worker* worker, const void* data, int n, CodecHint* hint, uint64_t holder,
                        int* error) noexcept nogil
+# The same for `count` (1 .. RUN_FOLIOS) neighbours that leave together, of FOLIO_BYTES each but for the last, which
+# has n: `ids` gets 0 where one could not leave.
+cdef void swap_out_run(SwapSpace* s, Worker* worker, const void* data, int count, int n, CodecHint* hint,
+                       uint64_t holder, uint64_t* ids, int* error) noexcept nogil
 # Loads the n bytes of an id into `data`: 0 or -errno (-EIO: the device or the copy is damaged; -ENXIO: it was
 # in the swap file of an ancestor that is out of reach). The id keeps its copy and its count.
-cdef int swap_in(SwapSpace* s, Worker* worker, uint64_t id, void* data, int n) noexcept nogil
+# `folio`: the holder whose clean folio it becomes, for the swap cache; 0: it will be written.
+cdef int swap_in(SwapSpace* s, Worker* worker, uint64_t id, void* data, int n, uint64_t folio) noexcept nogil
+# The holder that has a clean folio with the same bytes, by what the swap cache says; 0: none. A hint: ask that holder.
+cdef uint64_t swap_cached(SwapSpace* s, uint64_t id) noexcept nogil
+# The holder's clean folio leaves, and the id stays.
+cdef void swap_uncache(SwapSpace* s, uint64_t id, uint64_t folio) noexcept nogil
 # One reference more, for a second holder: 0, -ENOMEM or -EOVERFLOW. The id of both may be another one afterwards.
 cdef int swap_dup(SwapSpace* s, uint64_t* id, uint64_t holder) noexcept nogil
 cdef void swap_put(SwapSpace* s, uint64_t id) noexcept nogil
+cdef bint swap_same(SwapSpace* s, uint64_t id) noexcept nogil     # same-filled: nothing is stored
 # Moves cold folios from zswap to the device, about `want` packed bytes: how many it moved, 0 or -errno.
 cdef int64_t swap_writeback(SwapSpace* s, int64_t want) noexcept nogil
 # Gives back memory of the zswap pool that holds nothing, beyond `percent` of what it stores.

@@ -10,11 +10,11 @@ object in zswap under its mutex knows that the owner's id is alive and may try-l
 from libc.errno cimport EIO, ENODEV, ENOMEM, ENOSPC, ENXIO, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, strcpy, strlen
+from libc.string cimport memcmp, memcpy, memset, strcpy, strlen
 
 from userswap.backends.codec cimport (
-    FOLIO_BYTES, PACKED_BYTES, Worker, codec_choose, codec_compress, codec_decompress, codec_give, codec_size,
-    codec_take,
+    FOLIO_BYTES, PACKED_BYTES, Worker, codec_choose, codec_compress, codec_decompress, codec_give, codec_hash,
+    codec_size, codec_take,
 )
 from userswap.backends.swapfile cimport (
     SLOT_BYTES, SwapFile, swapfile_alloc, swapfile_delete, swapfile_free, swapfile_metadata, swapfile_new,
@@ -29,6 +29,7 @@ from userswap.native.mman cimport (
     PROT_READ, PROT_WRITE, madvise, mmap, munmap,
 )
 from userswap.native.us cimport us_add, us_chaos, us_lock, us_now, us_read, us_unlock, us_write
+from userswap.swap.dedupe cimport DEDUPE_WAYS, dedupe_add, dedupe_close, dedupe_find, dedupe_open
 from userswap.swap.entry cimport (
     SAME, SLOT, ZSWAP, entry_make, entry_payload, entry_type, same_fits, same_make, same_value, slot_count,
     slot_device, slot_make, slot_offset, slot_raw,
@@ -69,6 +70,8 @@ cdef SwapSpace* space_new(const char* design, uint64_t address_space, SwapFile* 
     s = <SwapSpace*>calloc(1, sizeof(SwapSpace))
     if s == NULL:
         return NULL
+    s.holders = holders
+    s.holders_ctx = ctx
     options.holders = holders
     options.ctx = ctx
     options.slots = file_limit // FOLIO_BYTES if device != NULL else 0
@@ -100,6 +103,7 @@ cdef void space_delete(SwapSpace* s) noexcept nogil:
         s.map.ops.delete(s.map)
     if s.zswap != NULL:
         zswap_delete(s.zswap)
+    dedupe_close(&s.dedupe)
     cdef int i
     for i in range(MOST_DEVICES):
         if s.devices[i] != NULL:
@@ -145,15 +149,6 @@ cdef int compress_for(Worker* worker, const void* data, int n, CodecHint* hint) 
     hint.expected = <int>(<int64_t>length * 65536 // n) if length > 0 else 0
     hint.left = SAMPLE_EVERY if length > 0 else SAMPLE_AGAIN
     return length
-
-
-cdef uint64_t publish(SwapSpace* s, uint64_t entry, uint64_t holder, int* error) noexcept nogil:
-    cdef uint64_t id = s.map.ops.alloc(s.map, entry, holder)
-    if id == 0:
-        error[0] = -ENOSPC if s.map.ops.bound else -ENOMEM
-    else:
-        us_add(&s.swap_outs, 1)
-    return id
 
 
 cdef bint space_has_device(SwapSpace* s) noexcept nogil:
@@ -236,23 +231,23 @@ cdef void free_slots(SwapSpace* s, uint64_t id, int device, int64_t slot, int sl
         s.map.ops.free(s.map, id)
 
 
-cdef uint64_t stored_in_slots(SwapSpace* s, uint64_t id, int slots) noexcept nogil:
+cdef void stored_in_slots(SwapSpace* s, int slots) noexcept nogil:
     us_write(&s.device_error, 0)
     us_write(&s.retry_at, 0)
     us_add(&s.writebacks, 1)
     us_add(&s.slot_stored, <int64_t>slots * SLOT_BYTES)
-    return id
 
 
 cdef uint64_t store_at_home(SwapSpace* s, const char* data, int n, uint64_t holder, int* error) noexcept nogil:
-    """In the slot that the id is: for maps whose ids are slots. What is there is not packed, as in the kernel."""
+    """In the slot that the id is, for maps whose ids are slots: the id. What is there is not packed, as in Linux."""
     cdef uint64_t home, id
     cdef uint64_t ignored = 0
     if not device_usable(s) or s.current > 0:
         error[0] = -ENOSPC if s.current == 0 else -ENODEV
         return 0
-    id = publish(s, slot_make(0, 0, 1, True), holder, error)
+    id = s.map.ops.alloc(s.map, slot_make(0, 0, 1, True), holder)
     if id == 0:
+        error[0] = -ENOSPC
         return 0
     home = s.map.ops.home(s.map, id)
     swapfile_take(s.devices[0], slot_offset(home), slot_count(home))
@@ -263,14 +258,14 @@ cdef uint64_t store_at_home(SwapSpace* s, const char* data, int n, uint64_t hold
         s.map.ops.put(s.map, id, 1, &ignored)
         s.map.ops.free(s.map, id)
         return 0
-    return stored_in_slots(s, id, slot_count(home))
+    stored_in_slots(s, slot_count(home))
+    return id
 
 
-cdef uint64_t store_in_slots(SwapSpace* s, const char* data, int length, bint raw, uint64_t holder,
-                             int* error) noexcept nogil:
+cdef uint64_t store_in_slots(SwapSpace* s, const char* data, int length, bint raw, int* error) noexcept nogil:
+    """In a run of slots of its own: the entry."""
     cdef int slots = (length + SLOT_BYTES - 1) // SLOT_BYTES
     cdef int64_t slot
-    cdef uint64_t id
     if not device_usable(s):
         error[0] = -ENOSPC if space_has_device(s) else -ENODEV
         return 0
@@ -284,46 +279,215 @@ cdef uint64_t store_in_slots(SwapSpace* s, const char* data, int length, bint ra
         device_failed(s, error[0])
         swapfile_free(s.devices[s.current], slot, slots)
         return 0
-    id = publish(s, slot_make(s.current, slot, slots, raw), holder, error)
-    if id == 0:
-        swapfile_free(s.devices[s.current], slot, slots)
-        return 0
-    return stored_in_slots(s, id, slots)
+    stored_in_slots(s, slots)
+    return slot_make(s.current, slot, slots, raw)
+
+
+# ---- identical folios ----
+
+cdef int space_dedupe(SwapSpace* s, int64_t limit) noexcept nogil:
+    return dedupe_open(&s.dedupe, limit) if codec_hash(s, 8) else 0
+
+
+cdef bint stored_alike(SwapSpace* s, Worker* worker, uint64_t entry, const void* bytes, int length,
+                       bint raw) noexcept nogil:
+    """Whether a locked entry's storage holds exactly these bytes: packed ones, or a folio as it is."""
+    cdef uint32_t stored
+    cdef const char* memory
+    cdef int slots = (length + SLOT_BYTES - 1) // SLOT_BYTES
+    if entry_type(entry) == ZSWAP and not raw:
+        memory = zswap_memory(s.zswap, entry_payload(entry), &stored)
+        return stored == <uint32_t>length and memcmp(memory, bytes, length) == 0
+    if entry_type(entry) == SLOT and slot_raw(entry) == raw and slot_count(entry) >= slots:
+        if slots * SLOT_BYTES > FOLIO_BYTES or s.devices[slot_device(entry)] == NULL:
+            return False
+        if not raw and slot_count(entry) != slots:
+            return False
+        # Reading it back is cheaper than writing it once more, and a damaged one is just not alike.
+        return (swapfile_read(s.devices[slot_device(entry)], slot_offset(entry), slots, worker.folio) == 0
+                and memcmp(worker.folio, bytes, length) == 0)
+    return False
+
+
+cdef uint64_t share(SwapSpace* s, Worker* worker, uint64_t hash, uint64_t holder, const void* bytes, int length,
+                    bint raw) noexcept nogil:
+    """An id that holds these bytes already, with a reference more; 0: none is known."""
+    cdef uint64_t[DEDUPE_WAYS] candidates
+    cdef int i, count = dedupe_find(&s.dedupe, hash, candidates)
+    cdef uint64_t id, entry
+    cdef bint alike
+    for i in range(count):
+        # Whoever holds it keeps it while its word is ours; a holder that somebody is at is not waited for.
+        id = s.holders.trylock(s.holders_ctx, candidates[i], 0) if candidates[i] != holder else 0
+        alike = False
+        if id:
+            us_chaos()
+            entry = s.map.ops.lock(s.map, id)
+            alike = stored_alike(s, worker, entry, bytes, length, raw)
+            id = s.map.ops.unlock(s.map, id, entry)
+            alike = alike and swap_dup(s, &id, candidates[i]) == 0
+            s.holders.unlock(s.holders_ctx, candidates[i], id)
+        if alike:
+            us_add(&s.dedupe.shared, 1)
+            us_add(&s.dedupe.bytes_saved, length)
+            return id
+        us_add(&s.dedupe.refused, 1)
+    return 0
+
+
+# ---- swap-out ----
+
+# What one folio needs to be stored, filled in on the way.
+cdef struct Leaving:
+    uint64_t id                 # of an identical folio, or where the map's slot is the place
+    uint64_t entry              # where it is stored now, and has no id yet
+    uint64_t hash               # 0: not to be found again
+    bint raw                    # does not compress, and is not stored yet
+    int error
+
+
+cdef void store(SwapSpace* s, Worker* worker, const void* data, int n, CodecHint* hint, uint64_t holder,
+                Leaving* leaving) noexcept nogil:
+    """Finds a place for a folio's bytes: same-filled, an identical folio's, zswap. What doesn't compress stays raw."""
+    cdef const uint64_t* words = <const uint64_t*>data
+    cdef int length
+    cdef uint64_t handle
+    cdef uint32_t ignored
+    memset(leaving, 0, sizeof(Leaving))
+    if same_filled(words, n // 8) and same_fits(words[0]):
+        leaving.entry = same_make(words[0])
+        us_add(&s.same_filled, 1)
+        return
+    length = compress_for(worker, data, n, hint)
+    leaving.raw = length <= 0
+    if s.dedupe.words != NULL:
+        leaving.hash = codec_hash(data, n) if leaving.raw else codec_hash(worker.packed, length)
+        leaving.id = share(s, worker, leaving.hash, holder, data if leaving.raw else worker.packed,
+                           n if leaving.raw else length, leaving.raw)
+        if leaving.id:
+            leaving.raw = False
+            leaving.hash = 0
+            return
+    if leaving.raw:
+        return
+    handle = zswap_alloc(s.zswap, length, 0)
+    if handle == 0:
+        # No address space in the pool.
+        leaving.raw = s.map.ops.bound
+        if not leaving.raw:
+            leaving.entry = store_in_slots(s, worker.packed, length, False, &leaving.error)
+        return
+    memcpy(zswap_memory(s.zswap, handle, &ignored), worker.packed, length)
+    leaving.entry = entry_make(ZSWAP, handle)
+
+
+cdef void store_raw(SwapSpace* s, Worker* worker, const void* data, int n, uint64_t holder,
+                    Leaving* leaving) noexcept nogil:
+    """One folio that does not compress. RAM would not be saved by keeping it in zswap."""
+    memcpy(worker.packed, data, n)      # aligned for O_DIRECT, and a page that is missing faults here
+    if s.map.ops.bound:
+        leaving.id = store_at_home(s, worker.packed, n, holder, &leaving.error)
+    else:
+        leaving.entry = store_in_slots(s, worker.packed, n, True, &leaving.error)
+
+
+cdef bint store_raw_run(SwapSpace* s, const void* data, int count, Leaving* leaving) noexcept nogil:
+    """Whole folios in a row that do not compress: one write, from where they are. False: they go one by one."""
+    cdef int slots = FOLIO_BYTES // SLOT_BYTES
+    cdef int64_t slot
+    cdef int i
+    if s.map.ops.bound or not device_usable(s):
+        return False
+    slot = swapfile_alloc(s.devices[s.current], count * slots)
+    if slot < 0:
+        return False
+    # The kernel can't fault on a page that the program threw away meanwhile: EFAULT, and one by one they are mended.
+    if swapfile_write(s.devices[s.current], slot, count * slots, data) != 0:
+        swapfile_free(s.devices[s.current], slot, count * slots)
+        return False
+    for i in range(count):
+        leaving[i].entry = slot_make(s.current, slot + i * slots, slots, True)
+        stored_in_slots(s, slots)
+    return True
+
+
+cdef void unstore(SwapSpace* s, uint64_t entry) noexcept nogil:
+    """There is no id for it: gives the storage back."""
+    if entry_type(entry) == ZSWAP:
+        zswap_free(s.zswap, entry_payload(entry))
+    elif entry_type(entry) == SLOT:
+        us_add(&s.slot_stored, -<int64_t>slot_count(entry) * SLOT_BYTES)
+        swapfile_free(s.devices[slot_device(entry)], slot_offset(entry), slot_count(entry))
+
+
+cdef void publish(SwapSpace* s, Leaving* leaving, int count, uint64_t holder, uint64_t* ids) noexcept nogil:
+    """Ids for `count` stored folios in a row: together if the map can."""
+    cdef uint64_t[RUN_FOLIOS] entries
+    cdef int i
+    for i in range(count):
+        entries[i] = leaving[i].entry
+    if count > 1 and s.map.ops.alloc_run(s.map, entries, holder, count, ids):
+        us_add(&s.runs, 1)
+    else:
+        for i in range(count):
+            ids[i] = s.map.ops.alloc(s.map, entries[i], holder + <uint64_t>i * 8)
+    us_chaos()
+    for i in range(count):
+        if ids[i] == 0:
+            leaving[i].error = -ENOSPC if s.map.ops.bound else -ENOMEM
+            unstore(s, entries[i])
+        elif entry_type(entries[i]) == ZSWAP:
+            # From here on it may be moved and written back, if the map lets its storage in while the holder is locked.
+            zswap_set_owner(s.zswap, entry_payload(entries[i]),
+                            s.map.ops.owner(s.map, ids[i], holder + <uint64_t>i * 8))
+
+
+cdef void swap_out_run(SwapSpace* s, Worker* worker, const void* data, int count, int n, CodecHint* hint,
+                       uint64_t holder, uint64_t* ids, int* error) noexcept nogil:
+    cdef Leaving[RUN_FOLIOS] leaving
+    cdef const char* bytes = <const char*>data
+    cdef int i, first, last
+    for i in range(count):
+        store(s, worker, bytes + i * FOLIO_BYTES, n if i == count - 1 else FOLIO_BYTES, hint,
+              holder + <uint64_t>i * 8, &leaving[i])
+        ids[i] = leaving[i].id
+    last = 0
+    while last < count:
+        first = last
+        while last < count and leaving[last].raw and (last < count - 1 or n == FOLIO_BYTES):
+            last += 1
+        if last - first < 2 or not store_raw_run(s, bytes + first * FOLIO_BYTES, last - first, &leaving[first]):
+            for i in range(first, last):
+                store_raw(s, worker, bytes + i * FOLIO_BYTES, FOLIO_BYTES, holder + <uint64_t>i * 8, &leaving[i])
+                ids[i] = leaving[i].id
+        if last == first:
+            if leaving[last].raw:
+                store_raw(s, worker, bytes + last * FOLIO_BYTES, n, holder + <uint64_t>last * 8, &leaving[last])
+                ids[last] = leaving[last].id
+            last += 1
+    last = 0
+    while last < count:
+        first = last
+        while last < count and leaving[last].entry:
+            last += 1
+        if last > first:
+            publish(s, &leaving[first], last - first, holder + <uint64_t>first * 8, &ids[first])
+        else:
+            last += 1
+    for i in range(count):
+        if ids[i]:
+            us_add(&s.swap_outs, 1)
+            if leaving[i].hash:
+                dedupe_add(&s.dedupe, leaving[i].hash, holder + <uint64_t>i * 8)
+        elif leaving[i].error:
+            error[0] = leaving[i].error
 
 
 cdef uint64_t swap_out(SwapSpace* s, Worker* worker, const void* data, int n, CodecHint* hint, uint64_t holder,
                        int* error) noexcept nogil:
-    cdef const uint64_t* words = <const uint64_t*>data
-    cdef int length
-    cdef uint64_t handle, id
-    cdef uint32_t ignored
+    cdef uint64_t id
     error[0] = 0
-    if same_filled(words, n // 8) and same_fits(words[0]):
-        id = publish(s, same_make(words[0]), holder, error)
-        if id:
-            us_add(&s.same_filled, 1)
-        return id
-    length = compress_for(worker, data, n, hint)
-    if length <= 0:
-        # Does not compress: RAM would not be saved by keeping it in zswap. The copy is aligned for O_DIRECT.
-        memcpy(worker.packed, data, n)
-        if s.map.ops.bound:
-            return store_at_home(s, worker.packed, n, holder, error)
-        return store_in_slots(s, worker.packed, n, True, holder, error)
-    handle = zswap_alloc(s.zswap, length, 0)
-    if handle == 0:
-        if s.map.ops.bound:
-            memcpy(worker.packed, data, n)
-            return store_at_home(s, worker.packed, n, holder, error)
-        return store_in_slots(s, worker.packed, length, False, holder, error)
-    memcpy(zswap_memory(s.zswap, handle, &ignored), worker.packed, length)
-    us_chaos()
-    id = publish(s, entry_make(ZSWAP, handle), holder, error)
-    if id == 0:
-        zswap_free(s.zswap, handle)
-        return 0
-    # From here on it may be moved and written back, if the map lets its storage in while the holder is locked.
-    zswap_set_owner(s.zswap, handle, s.map.ops.owner(s.map, id, holder))
+    swap_out_run(s, worker, data, 1, n, hint, holder, &id, error)
     return id
 
 
@@ -365,16 +529,31 @@ cdef int load_entry(SwapSpace* s, Worker* worker, uint64_t entry, void* data, in
     return -EIO
 
 
-cdef int swap_in(SwapSpace* s, Worker* worker, uint64_t id, void* data, int n) noexcept nogil:
+cdef int swap_in(SwapSpace* s, Worker* worker, uint64_t id, void* data, int n, uint64_t folio) noexcept nogil:
     cdef uint64_t entry = s.map.ops.lock(s.map, id)
     cdef int error
     us_chaos()
-    # The copy is kept, for a clean folio and for other holders; a write fault puts the id afterwards.
     error = load_entry(s, worker, entry, data, n)
+    if error == 0 and folio and s.map.ops.count(s.map, id) > 1:
+        s.map.ops.cache(s.map, id, folio)       # no memory: then it is not in the swap cache, that is all
     s.map.ops.unlock(s.map, id, entry)
     if error == 0:
         us_add(&s.swap_ins, 1)
     return error
+
+
+cdef uint64_t swap_cached(SwapSpace* s, uint64_t id) noexcept nogil:
+    return s.map.ops.cached(s.map, id)
+
+
+cdef void swap_uncache(SwapSpace* s, uint64_t id, uint64_t folio) noexcept nogil:
+    cdef uint64_t entry
+    if s.map.ops.cached(s.map, id) != folio:
+        return
+    entry = s.map.ops.lock(s.map, id)
+    if s.map.ops.cached(s.map, id) == folio:
+        s.map.ops.cache(s.map, id, 0)
+    s.map.ops.unlock(s.map, id, entry)
 
 
 cdef int swap_dup(SwapSpace* s, uint64_t* id, uint64_t holder) noexcept nogil:
@@ -389,6 +568,12 @@ cdef int swap_dup(SwapSpace* s, uint64_t* id, uint64_t holder) noexcept nogil:
             zswap_set_owner(s.zswap, entry_payload(entry), s.map.ops.owner(s.map, id[0], holder))
         s.map.ops.unlock(s.map, id[0], entry)
     return error
+
+
+cdef bint swap_same(SwapSpace* s, uint64_t id) noexcept nogil:
+    cdef uint64_t entry = s.map.ops.lock(s.map, id)
+    s.map.ops.unlock(s.map, id, entry)
+    return entry_type(entry) == SAME
 
 
 cdef void swap_put(SwapSpace* s, uint64_t id) noexcept nogil:
@@ -534,6 +719,7 @@ cdef int64_t space_slot_bytes(SwapSpace* s) noexcept nogil:
 
 cdef int64_t space_metadata(SwapSpace* s) noexcept nogil:
     cdef int64_t bytes = (s.map.ops.metadata(s.map) + zswap_metadata(s.zswap) + <int64_t>sizeof(SwapSpace)
+                          + s.dedupe.bytes
                           + us_read(&s.deferred_count) * <int64_t>sizeof(Deferred))
     cdef int i
     if s.bounce != NULL:
