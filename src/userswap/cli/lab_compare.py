@@ -15,7 +15,7 @@ __all__ = ["prepare_compare", "prepare_upstream"]
 
 Action = Callable[[], int]
 QUICK_PAGES, QUICK_ROUNDS = 100_000, 3
-PAGES, ROUNDS = 1_000_000, 7
+PAGES, ROUNDS = 1_000_000, 5
 
 
 def prepare_compare(arguments: list[str]) -> Action:

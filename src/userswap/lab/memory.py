@@ -61,8 +61,9 @@ class Subject:
         """Free all but so many pages, with whoever holds them."""
         order = self.live if in_order else self.dice.permutation(self.live)
         gone = order[: len(order) - pages]
-        for references in np.unique(self.references[gone]):
-            self.map.run("sub", gone[self.references[gone] == references], references=int(references))
+        held = self.references[gone]
+        for references in np.flatnonzero(np.bincount(held)):
+            self.map.run("sub", gone[held == references], references=int(references))
         self.live = order[len(order) - pages :]
 
     def churn(self) -> None:
@@ -73,7 +74,9 @@ class Subject:
             if pages < len(self.live):
                 self.leave(pages)
                 continue
-            empty = self.dice.permutation(np.setdiff1d(self.all, self.live))[: pages - len(self.live)]
+            holes = np.ones(self.pages, bool)
+            holes[self.live] = False
+            empty = self.dice.permutation(self.all[holes])[: pages - len(self.live)]
             self.map.run("alloc", empty, entry(ZSWAP, 1))
             self.live = np.concatenate([self.live, empty])
 

@@ -396,7 +396,7 @@ cdef class Map:
         ``fault``       lock and unlock: a read fault, the copy is kept
         ``take``        lock, unlock, put and free: a write fault, exclusive
         ``put``         put and, when none is left, free
-        ``dup``         into the holders of ``into``
+        ``dup``         into the holders of ``into``; with lock, owner and unlock for an id that changed
         ``add``         more references (``references``), for holders that are elsewhere
         ``sub``         fewer (``references``) of those and, when none is left, free
         ``count``       ask for the count
@@ -421,7 +421,7 @@ cdef class Map:
         cdef uint64_t[32] entries
         cdef uint64_t[32] ids
         cdef uint64_t seen = 0
-        cdef uint64_t id, step
+        cdef uint64_t id, before, owner, step
         cdef uint64_t* word
         cdef uint64_t* olds = NULL
         cdef uint64_t* owners = NULL
@@ -436,8 +436,8 @@ cdef class Map:
             raise ValueError("dup needs as many holders to put the ids into")
         if kind == 1 and n % 16:
             raise ValueError("runs are of 16 holders in a row")
-        if references < 1 or together < 1:
-            raise ValueError("at least one reference, and at least one thread")
+        if references < 1 or together < 1 or (references > 1 and kind < 11):
+            raise ValueError("at least one thread, and one reference; more for `add` and `sub` only")
         for i in range(n):
             if holders[i] >= self.table.most or (kind == 5 and into[i] >= self.table.most):
                 raise ValueError("there is no such holder")
@@ -507,10 +507,16 @@ cdef class Map:
                     word[0] = 0
                     if ops.put(m, id, 1, &seen) == 0:
                         ops.free(m, id)
-                elif kind == 5:
-                    failed = ops.dup(m, &id, 1)
+                elif kind == 5 or kind == 11:
+                    before = id
+                    failed = ops.dup(m, &id, references)
+                    if id != before:
+                        # Its storage has to be told: what that takes of the map is a part of the dup.
+                        seen = ops.lock(m, id)
+                        owner = ops.owner(m, id, <uint64_t>word)
+                        id = ops.unlock(m, id, seen)
                     word[0] = id << WORD_ID
-                    if not failed:
+                    if kind == 5 and not failed:
                         words[into[i]] = id << WORD_ID
                 elif kind == 6:
                     ops.count(m, id)
@@ -524,9 +530,6 @@ cdef class Map:
                     word[0] = ops.unlock(m, id, seen) << WORD_ID
                 elif kind == 9:
                     seen += ops.cached(m, id)
-                elif kind == 11:
-                    failed = ops.dup(m, &id, references)
-                    word[0] = id << WORD_ID
                 elif kind == 12:
                     if ops.put(m, id, references, &seen) == 0:
                         word[0] = 0
