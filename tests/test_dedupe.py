@@ -80,7 +80,7 @@ def test_more_folios_than_the_index_has_room_for() -> None:
         y[i : i + 100 : 2, 1] = 5
         pool.evict()
     stats = check_pool(pool)
-    assert 900 <= stats.deduped <= 1010, "two thirds of the half that is alike"
+    assert 900 <= stats.deduped <= 2000, "two thirds; of a half that changes, those that left before they changed"
     for i in range(0, 3000, 100):
         left, right = plain[i : i + 100].copy(), plain[i : i + 100].copy()
         left[::3, 2] = 6
