@@ -421,7 +421,7 @@ cdef class Map:
         cdef uint64_t[32] entries
         cdef uint64_t[32] ids
         cdef uint64_t seen = 0
-        cdef uint64_t id, before, owner, step
+        cdef uint64_t id, before, step
         cdef uint64_t* word
         cdef uint64_t* olds = NULL
         cdef uint64_t* owners = NULL
@@ -513,7 +513,7 @@ cdef class Map:
                     if id != before:
                         # Its storage has to be told: what that takes of the map is a part of the dup.
                         seen = ops.lock(m, id)
-                        owner = ops.owner(m, id, <uint64_t>word)
+                        ops.owner(m, id, <uint64_t>word)
                         id = ops.unlock(m, id, seen)
                     word[0] = id << WORD_ID
                     if kind == 5 and not failed:
