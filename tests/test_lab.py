@@ -223,6 +223,8 @@ def test_scenarios_do_what_they_say(design: str) -> None:
 
 
 def test_memory_figures_come_again_with_the_same_seed(document: dict[str, Any]) -> None:
+    drawn = [memory.Subject("sparse", 1000, seed, device=False).some(50).tolist() for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
     for name in ("churn", "written back 50 %", "shared 10 % by 8"):
         for design in DESIGN_NAMES:
             again = memory.measure(memory.SCENARIOS[name], design, PAGES, 1)
@@ -329,9 +331,9 @@ def test_the_pool_costs_what_its_objects_cost() -> None:
     assert cost.each < cost.headers < 30
     assert 0 < cost.rounding < 0.016 * cost.data, "64 classes to a doubling"
     assert 0 < cost.tables < 2
-    assert cost.left_headers > cost.headers
+    assert cost.headers < cost.left_headers < 2 * cost.headers
     assert cost.left_tables == pytest.approx(2 * cost.tables, rel=0.01)
-    assert 0 <= cost.left_holes <= 0.06 * cost.data
+    assert 0 < cost.left_holes <= 0.06 * cost.data
     assert cost.beside == cost.headers + cost.tables
 
 
