@@ -590,6 +590,54 @@ def test_no_count_is_too_large_or_it_is_refused(design: str, n: int) -> None:
     assert drop(swap_map, 1) == entry(ZSWAP, 2)
 
 
+@designs
+def test_large_counts_and_cached_folios_leave_no_memory_behind(design: str) -> None:
+    n = 512 * 200 // LESS
+    swap_map = Map(design, slots=n + 1000)
+    empty = swap_map.metadata()
+    swap_map.run("alloc", span(0, n), entry(ZSWAP, 1))
+    swap_map.run("dup", span(0, n), into=span(n, n))
+    for i in range(5, n, 512):  # one in each node, so that a word that stays keeps a page
+        swap_map.add(i, 5000)
+        swap_map.add(i + 1, 70)
+        for holder in (i, i + 2):
+            word = swap_map.lock(holder)
+            swap_map.cache(holder, 4096)
+            swap_map.unlock(holder, word)
+        assert swap_map.sub(i, 4000) == 1002
+        assert swap_map.sub(i, 1000) == 2
+        assert swap_map.sub(i + 1, 70) == 2
+        word = swap_map.lock(i)
+        swap_map.cache(i, 0)
+        swap_map.unlock(i, word)
+    swap_map.run("put", span(0, n))
+    swap_map.run("put", span(n, n))
+    assert swap_map.ids() == 0
+    assert swap_map.metadata() <= empty + ALMOST_NOTHING
+
+
+@designs
+def test_an_entry_moves_and_its_count_and_cache_stay(design: str) -> None:
+    swap_map = Map(design)
+    swap_map.alloc(0, slot(0, 0))
+    swap_map.dup(0, 1)
+    swap_map.add(0, 3000)
+    word = swap_map.lock(0)
+    swap_map.cache(0, 4096)
+    swap_map.unlock(0, entry(ZSWAP, 7))
+    owner = swap_map.owner(0)
+    assert swap_map.try_owner(owner, entry(ZSWAP, 7))
+    swap_map.unlock_owner(owner, word)
+    assert (swap_map.count(1), swap_map.cached(1)) == (3002, 4096)
+    found, seen, _ = swap_map.next(0)
+    assert (found, seen) == (owner, word)
+    if design not in BOUND:
+        swap_map.unlock_owner(found, entry(ZSWAP, 8))
+    assert (swap_map.count(1), swap_map.cached(1)) == (3002, 4096)
+    swap_map.sub(0, 3000)
+    assert (swap_map.count(1), swap_map.cached(1)) == (2, 4096)
+
+
 # ---- locks ----
 
 
