@@ -66,7 +66,7 @@ def print_results(results: Results, to: Console) -> None:
     to.print("* the default; + needs a swap file, so it has one as large as the pages where the scenario has none.\n")
     names = [name for name in IDS if name in {scenario.name for scenario in options.scenarios}]
     to.print(memory_table(results, "Metadata, bytes for each swapped page (below: half of them freed)", PLACES))
-    title = "The same, zswap only; everything is all that a page costs beside its data"
+    title = "The same, zswap only; at last all that is not data"
     to.print(memory_table(results, title, names, everything=True))
     to.print(memory_table(results, "The same, zswap only, with so many of the pages shared by so many", SHARING))
     for threads in THREADS:
@@ -115,7 +115,7 @@ def digits(ns: float) -> str:
 
 def print_upstream(rows: list[upstream.Row], to: Console) -> None:
     """Print the table of `userswap lab upstream`, for each backend the published figures first."""
-    title = f"MiB of metadata for a swap file of 32 GiB, {upstream.SLOTS:,} slots of 4 KiB, by its use"
+    title = f"MiB of metadata for 32 GiB of swap file ({upstream.SLOTS:,} slots), by its use"
     result = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("design", "pages in", *(f"{use} %" for use in upstream.USE)):
         result.add_column(heading, justify="right" if heading.endswith("%") else "left", no_wrap=True)
