@@ -16,7 +16,7 @@ __all__ = ["Parser", "main"]
 COMMANDS = {
     "run": "run a Python program in less memory than its arrays need",
     "bench": "measure it here: userswap bench scan",
-    "lab": "experiments with the swap layer: userswap lab replay, userswap lab system",
+    "lab": "experiments with the swap layer: userswap lab compare, upstream, replay, system",
     "doctor": "say what this machine can do, what it can't, and how to mend it",
 }
 HELP = """\

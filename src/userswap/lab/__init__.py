@@ -1,1 +1,1 @@
-"""The lab: experiments with the swap layer, and the designs side by side. `userswap lab` is its command."""
+"""The lab: experiments with the swap layer, and its designs side by side. `userswap lab` is its command."""

@@ -263,7 +263,9 @@ cdef void word_set(Clusters* k, int array, uint64_t at, uint64_t value) noexcept
     cdef uint64_t* word = word_of(k, array, at)
     cdef uint16_t* used = &chunk_of(k, at).used[array][(at >> CLUSTER_SHIFT) & (CHUNK_CLUSTERS - 1)]
     cdef uint64_t before = us_load(word)
-    if before == 0 and value:
+    if before == value:
+        return                          # a store would bring a page back that was given back to the system
+    if before == 0:
         page_more(&k.pages, used, 1)
     us_chaos()
     us_store(word, value)

@@ -16,8 +16,8 @@ from userswap.native.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
 )
 from userswap.native.us cimport (
-    us_add, us_cas, us_chaos, us_debug, us_load, us_lock, us_mutex, us_now, us_read, us_store, us_unlock,
-    us_word_release, us_word_wait,
+    us_add, us_cas, us_chaos, us_debug, us_load, us_lock, us_mutex, us_now, us_pause, us_read, us_store, us_unlock,
+    us_word_release, us_word_wait, us_write,
 )
 from userswap.swap cimport entry as e
 from userswap.swap.designs.descriptor cimport descriptor_design
@@ -87,6 +87,8 @@ cdef enum:
     BUSY = 1
     WAITERS = 2
     WORD_ID = 2                 # shift
+
+cdef int64_t PATIENCE = 60 * <int64_t>1000000000     # ns that a thread of run() waits for the others
 
 cdef inline uint64_t next_random(uint64_t* state) noexcept nogil:
     state[0] ^= state[0] << 13
@@ -202,6 +204,8 @@ cdef class Map:
     cdef uint64_t most_objects
     cdef uint64_t fresh_object
     cdef us_mutex storage       # the lock of the objects
+    cdef int64_t arrived        # threads that came to a run() with others, ever
+    cdef int64_t started        # when the last of them did
     cdef int64_t begun          # programs that began, and that ended
     cdef int64_t ended
     cdef readonly str design
@@ -436,7 +440,16 @@ cdef class Map:
 
     # ---- loops at C's speed; the caller uses its holders alone, so they are not locked ----
 
-    def run(self, str op, uint64_t[::1] holders, uint64_t entry=0, uint64_t[::1] into=None):
+    def touch(self):
+        """Give every holder its memory, so that the page faults of the table are not in what `run` measures."""
+        cdef uint64_t i
+        with nogil:
+            for i in range(0, self.table.most, 512):
+                # the same word again: what it holds stays, and a page of zeros becomes a page of its own
+                us_add(<int64_t*>&self.table.words[i], 0)
+
+    def run(self, str op, uint64_t[::1] holders, uint64_t entry=0, uint64_t[::1] into=None, *,
+            int64_t references=1, int together=1):
         """Do ``op`` for every holder of the array, without the GIL: nanoseconds for each.
 
         ==============  ====================================================================================
@@ -445,7 +458,9 @@ cdef class Map:
         ``fault``       lock and unlock: a read fault, the copy is kept
         ``take``        lock, unlock, put and free: a write fault, exclusive
         ``put``         put and, when none is left, free
-        ``dup``         into the holders of ``into``
+        ``dup``         into the holders of ``into``; with lock, owner and unlock for an id that changed
+        ``add``         more references (``references``), for holders that are elsewhere
+        ``sub``         fewer (``references``) of those and, when none is left, free
         ``count``       ask for the count
         ``cache``       lock, say that the holder's folio is in the swap cache, unlock
         ``uncache``     lock, take it out, unlock
@@ -453,10 +468,14 @@ cdef class Map:
         ``writeback``   from the side of storage: lock, and unlock with a SLOT entry (``entry``, as in ``alloc``)
         ==============  ====================================================================================
 
-        Raises MemoryError after doing a part; holders that got nothing stay empty.
+        With ``together`` threads each starts only when all of them have called `run` with that number, and has the same
+        start in its time; none may call it again before all have returned.
+
+        Raises MemoryError after doing a part; holders that got nothing stay empty. TimeoutError: the other threads did
+        not come.
         """
         cdef dict kinds = {"alloc": 0, "run": 1, "fault": 2, "take": 3, "put": 4, "dup": 5, "count": 6, "cache": 7,
-                           "uncache": 8, "cached": 9, "writeback": 10}
+                           "uncache": 8, "cached": 9, "writeback": 10, "add": 11, "sub": 12}
         cdef int kind = kinds[op]
         cdef Py_ssize_t n = holders.shape[0]
         cdef Py_ssize_t i = 0
@@ -464,11 +483,11 @@ cdef class Map:
         cdef uint64_t[32] entries
         cdef uint64_t[32] ids
         cdef uint64_t seen = 0
-        cdef uint64_t id, step
+        cdef uint64_t id, before, step
         cdef uint64_t* word
         cdef uint64_t* olds = NULL
         cdef uint64_t* owners = NULL
-        cdef int64_t began
+        cdef int64_t began, all_here
         cdef int failed = 0
         cdef SwapMap* m = self.map
         cdef const SwapMapOps* ops = m.ops
@@ -479,11 +498,15 @@ cdef class Map:
             raise ValueError("dup needs as many holders to put the ids into")
         if kind == 1 and n % 16:
             raise ValueError("runs are of 16 holders in a row")
+        if references < 1 or together < 1 or (references > 1 and kind < 11):
+            raise ValueError("at least one thread, and one reference; more for `add` and `sub` only")
         for i in range(n):
             if holders[i] >= self.table.most or (kind == 5 and into[i] >= self.table.most):
                 raise ValueError("there is no such holder")
             if (words[holders[i]] == 0) != (kind < 2):
                 raise ValueError(f"holder {holders[i]} has {'an' if kind < 2 else 'no'} id")
+            if kind == 12 and references > ops.count(m, words[holders[i]] >> WORD_ID):
+                raise ValueError(f"the id of holder {holders[i]} has fewer references")
         i = 0
         step = <uint64_t>1 << e.ENTRY_PAYLOAD_SHIFT
         if e.entry_type(entry) == e.SLOT:
@@ -491,7 +514,7 @@ cdef class Map:
         elif e.entry_type(entry) == e.SAME:
             step = 0
         with nogil:
-            if kind == 10:
+            if kind == 10 and n:
                 # what storage knows: not part of the time
                 olds = <uint64_t*>reserve(n * 8)
                 owners = <uint64_t*>reserve(n * 8)
@@ -502,7 +525,17 @@ cdef class Map:
                     owners[i] = ops.owner(m, id, <uint64_t>&words[holders[i]])
                 failed = olds == NULL or owners == NULL
                 i = 0
-            began = us_now()
+            if together > 1:
+                began = us_now()
+                us_write(&self.started, began)
+                all_here = (us_add(&self.arrived, 1) + together - 1) // together * together
+                # Spinning: who let the processor go might come back when the others are done.
+                while us_read(&self.arrived) < all_here and not failed:
+                    us_pause()
+                    if us_now() - began > PATIENCE:
+                        failed = 3
+            # The last to arrive started all of them, also one that gets its processor later.
+            began = us_read(&self.started) if together > 1 else us_now()
             while i < n and not failed:
                 word = &words[holders[i]]
                 id = word[0] >> WORD_ID
@@ -536,10 +569,16 @@ cdef class Map:
                     word[0] = 0
                     if ops.put(m, id, 1, &seen) == 0:
                         ops.free(m, id)
-                elif kind == 5:
-                    failed = ops.dup(m, &id, 1)
+                elif kind == 5 or kind == 11:
+                    before = id
+                    failed = ops.dup(m, &id, references)
+                    if id != before:
+                        # Its storage has to be told: what that takes of the map is a part of the dup.
+                        seen = ops.lock(m, id)
+                        ops.owner(m, id, <uint64_t>word)
+                        id = ops.unlock(m, id, seen)
                     word[0] = id << WORD_ID
-                    if not failed:
+                    if kind == 5 and not failed:
                         words[into[i]] = id << WORD_ID
                 elif kind == 6:
                     ops.count(m, id)
@@ -553,6 +592,10 @@ cdef class Map:
                     word[0] = ops.unlock(m, id, seen) << WORD_ID
                 elif kind == 9:
                     seen += ops.cached(m, id)
+                elif kind == 12:
+                    if ops.put(m, id, references, &seen) == 0:
+                        word[0] = 0
+                        ops.free(m, id)
                 elif ops.try_owner(m, owners[i], olds[i]):
                     ops.unlock_owner(m, owners[i], ops.home(m, id) if ops.bound else entry)
                     entry += step
@@ -564,6 +607,8 @@ cdef class Map:
                 munmap(olds, n * 8)
             if owners != NULL:
                 munmap(owners, n * 8)
+        if failed == 3:
+            raise TimeoutError("the other threads of the measurement did not come")
         if failed == 2:
             raise ValueError("another holder of the same id was written back before: give one holder of each")
         if failed:

@@ -1,0 +1,202 @@
+"""`userswap lab compare` and `upstream`: what can be wrong is looked at before anything is measured."""
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from userswap.cli.main import Parser, version
+from userswap.errors import UsageError, UserswapError
+from userswap.sizes import format_size
+
+__all__ = ["prepare_compare", "prepare_upstream"]
+
+Action = Callable[[], int]
+QUICK_PAGES, QUICK_ROUNDS = 100_000, 3
+PAGES, ROUNDS = 1_000_000, 5
+
+
+def prepare_compare(arguments: list[str]) -> Action:
+    """Return `userswap lab compare`. Raises UserswapError."""
+    parser = Parser(
+        prog="userswap lab compare", description="Memory and time of every swap map design in every scenario."
+    )
+    add_designs(parser)
+    parser.add_argument("--quick", action="store_true", help="a minute's worth: fewer pages, fewer rounds")
+    parser.add_argument("--pages", type=int, help=f"swapped pages (default {PAGES:,}; quick: {QUICK_PAGES:,})")
+    parser.add_argument("--rounds", type=int, help=f"for the medians (default {ROUNDS}; quick: {QUICK_ROUNDS})")
+    parser.add_argument(
+        "--order",
+        choices=["random", "allocation"],
+        default="random",
+        help="of faults, dups, puts and writebacks (default %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of everything drawn (default %(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write everything there, each sample included")
+    parser.add_argument("--csv", metavar="FILE", help="write a line for each figure")
+    parser.add_argument("--plot", metavar="FILE", help="draw it: FILE.png or FILE.svg")
+    options = parser.parse_args(arguments)
+
+    from userswap.lab import compare, machine, timing
+
+    pages = options.pages if options.pages is not None else (QUICK_PAGES if options.quick else PAGES)
+    rounds = options.rounds if options.rounds is not None else (QUICK_ROUNDS if options.quick else ROUNDS)
+    if pages < timing.LEAST_PAGES:
+        raise UsageError(f"--pages must be {timing.LEAST_PAGES:,} or more: fewer say nothing.")
+    if rounds < 1:
+        raise UsageError("--rounds must be 1 or more.")
+    if options.seed < 0:
+        raise UsageError("--seed must be 0 or more.")
+    wanted = compare.Options(designs(options.designs), pages, rounds, options.seed, options.quick, options.order)
+    if compare.need(wanted) > machine.available():
+        raise UsageError(
+            f"--pages {pages} takes up to {format_size(compare.need(wanted))} of memory, and "
+            f"{format_size(machine.available())} are available: choose fewer, or --quick."
+        )
+    files = {name: writable(f"--{name}", getattr(options, name)) for name in ("json", "csv", "plot")}
+    plot = files["plot"]
+    if plot and plot.suffix not in (".png", ".svg"):
+        raise UsageError(f"--plot {plot}: the name must end in .png or .svg.")
+    if plot and importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("--plot needs matplotlib, which is not installed: pip install 'userswap[plot]'.")
+
+    def action() -> int:
+        from userswap.lab import report
+
+        with Bar(compare.steps(wanted)) as bar:
+            results = compare.measure(wanted, version(), bar.step)
+        report.print_results(results, report.console())
+        write(files["json"], lambda path: path.write_text(json.dumps(results.as_json(), indent=1) + "\n"))
+        write(files["csv"], lambda path: report.write_csv(results, path))
+        write(plot, lambda path: report.write_plot(results, path))
+        return complain([f"{sentence}." for sentence in results.wrong()])
+
+    return plainly(action)
+
+
+def prepare_upstream(arguments: list[str]) -> Action:
+    """Return `userswap lab upstream`. Raises UserswapError."""
+    parser = Parser(
+        prog="userswap lab upstream",
+        description="Metadata for a swap file of 32 GiB, beside the figures that upstream published.",
+    )
+    add_designs(parser)
+    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    options = parser.parse_args(arguments)
+
+    from userswap.lab import upstream
+
+    wanted = designs(options.designs)
+    path = writable("--json", options.json)
+
+    def action() -> int:
+        from dataclasses import asdict
+
+        from userswap.lab import report
+
+        with Bar(len(wanted) * len(upstream.BACKENDS)) as bar:
+            rows = upstream.measure(wanted, bar.step)
+        report.print_upstream(rows, report.console())
+        write(path, lambda path: path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n"))
+        return complain([f"Not as published: {sentence}." for sentence in upstream.wrong(rows)])
+
+    return plainly(action)
+
+
+def add_designs(parser: Parser) -> None:
+    """Add the option that every subcommand has."""
+    parser.add_argument("--designs", metavar="A,B", help="only these designs (default: all)")
+
+
+def designs(text: str | None) -> list[str]:
+    """Return the designs that `--designs` names, all for None. Raises UsageError."""
+    from userswap.swap.map import DESIGN_NAMES
+
+    if text is None:
+        return list(DESIGN_NAMES)
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in DESIGN_NAMES:
+            raise UsageError(f"--designs: there is no design {name!r}, only {', '.join(DESIGN_NAMES)}.")
+    return list(dict.fromkeys(names))
+
+
+def writable(option: str, name: str | None) -> Path | None:
+    """Return the file that an option names after opening it for writing, None for None. Raises UsageError."""
+    if name is None:
+        return None
+    path = Path(name)
+    try:
+        new = not path.exists()
+        with path.open("ab"):
+            pass
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise UsageError(f"{option} {name} can't be written: {os.strerror(error.errno or 0)}.") from error
+    return path
+
+
+def write(path: Path | None, writer: Callable[[Path], object]) -> None:
+    """Write to a file that was asked for. Raises UserswapError."""
+    if path is None:
+        return
+    try:
+        writer(path)
+    except OSError as error:
+        raise UserswapError(f"{path} can't be written: {error.strerror}.") from error
+
+
+def plainly(action: Action) -> Action:
+    """Return the action with its errors as sentences."""
+
+    def guarded() -> int:
+        try:
+            return action()
+        except UserswapError as error:
+            print(f"userswap: {error}", file=sys.stderr)
+        except MemoryError as error:
+            print(f"userswap: Not enough memory to measure this: {error}.", file=sys.stderr)
+        return 2
+
+    return guarded
+
+
+def complain(sentences: list[str]) -> int:
+    """Say on stderr what makes the figures unbelievable, and return the exit code."""
+    for sentence in sentences:
+        print(f"userswap: {sentence}", file=sys.stderr)
+    return 1 if sentences else 0
+
+
+class Bar:
+    """A progress bar on stderr, where that is a terminal."""
+
+    def __init__(self, steps: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        to = Console(stderr=True)
+        self.progress = Progress(
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            console=to,
+            transient=True,
+            disable=not to.is_terminal,
+        )
+        self.task = self.progress.add_task("", total=steps, completed=-1)
+
+    def __enter__(self) -> "Bar":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *ignored: object) -> None:
+        self.progress.stop()
+
+    def step(self, text: str) -> None:
+        """Say what comes next."""
+        self.progress.update(self.task, advance=1, description=text)
