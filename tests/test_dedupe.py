@@ -172,8 +172,9 @@ def test_a_large_folio_with_a_page_that_was_thrown_away() -> None:
         import ctypes
         import numpy as np
         import userswap
+        from helpers import fresh_pool
         libc = ctypes.CDLL(None, use_errno=True)
-        pool = userswap.Pool(ram="16MiB")
+        pool = fresh_pool()
         plain = np.random.default_rng(1).integers(0, 256, 32 << 16, dtype=np.uint8)
         x = pool.array(plain)
         hole = x.ctypes.data + 5 * 65536 + 8192

@@ -260,7 +260,8 @@ def test_forks_with_snapshots() -> None:
         import os
         import numpy as np
         import userswap
-        pool = userswap.Pool(ram="16MiB")
+        from helpers import fresh_pool
+        pool = fresh_pool()
         n = 300 * 8192
         x = pool.array(np.round(np.cumsum(np.random.default_rng(1).standard_normal(n)), 2))
         plain = x.copy()
