@@ -145,6 +145,27 @@ def test_two_pools_do_not_share() -> None:
     check_pool(two)
 
 
+def test_a_holder_whose_address_went_to_another_pool_was_asked() -> None:
+    """What pool `one` remembers is a word that has a number of pool `two` by now, and means nothing to `one`."""
+    one, two = fresh_pool(), fresh_pool()
+    plain = data("walk", 10 * FOLIO, 1)
+    x = one.array(plain)
+    one.evict()
+    place = x.ctypes.data
+    del x
+    y = two.array(data("walk", 10 * FOLIO, 2))
+    assert y.ctypes.data == place
+    s = two.snapshot(y)
+    two.evict()
+    z = one.array(plain)
+    one.evict()
+    assert one.stats().deduped == 0
+    assert np.array_equal(z, plain)
+    assert np.array_equal(y, data("walk", 10 * FOLIO, 2)) and np.array_equal(s, y)
+    check_pool(one)
+    check_pool(two)
+
+
 def test_incompressible_neighbours_leave_as_one_large_folio() -> None:
     pool = fresh_pool(dedupe=False)
     plain = data("noise", 64 * FOLIO + 8192, 1)
