@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import select
 import socket
 import struct
 import threading
@@ -231,22 +230,14 @@ def test_control_messages_arrive_in_a_clean_folio() -> None:
     check_pool(pool)
 
 
-def blocked(call: Callable[[], object]) -> threading.Thread:
-    """A thread in a system call that waits for the other end of a pipe."""
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    return thread
-
-
-def test_what_a_system_call_reads_lost_its_pins_when_storage_moved_or_was_shared() -> None:
+def test_what_a_system_call_reads_lost_its_pins_when_storage_moved_or_was_shared(pipe: Any) -> None:
     pool = fresh_pool()
     plain = data("walk", 8 * FOLIO, 1)
     x = pool.array(plain)
     pool.evict()
     assert np.array_equal(x, plain)  # in place, clean, with its copies
-    r, w = os.pipe()
-    writer = blocked(lambda: os.write(w, x))
-    assert select.select([r], [], [], 10)[0], "the pipe is full and the call waits"
+    r, w = pipe
+    writer, _ = blocked(lambda: os.write(w, x))
     pool.writeback()
     pool._core.compact()
     s = pool.snapshot(x)
@@ -263,18 +254,14 @@ def test_what_a_system_call_reads_lost_its_pins_when_storage_moved_or_was_shared
     pool.evict()
     assert check_pool(pool).resident_bytes == 0, "and leaves when that is done"
     assert np.array_equal(x, plain) and np.array_equal(s, plain) and np.array_equal(y, plain)
-    os.close(r)
-    os.close(w)
 
 
-def test_a_snapshot_protected_what_a_system_call_was_about_to_write() -> None:
+def test_a_snapshot_protected_what_a_system_call_was_about_to_write(pipe: Any) -> None:
     pool = fresh_pool()
     plain = data("walk", 2 * FOLIO, 1)
     x = pool.array(plain)
-    r, w = os.pipe()
-    got: list[int] = []
-    reader = blocked(lambda: got.append(os.readv(r, [x])))
-    time.sleep(0.1)  # were it later, the snapshot would just come first
+    r, w = pipe
+    reader, got = blocked(lambda: os.readv(r, [x]))
     s = pool.snapshot(x)
     os.write(w, b"\x07" * 4096)
     reader.join(10)
@@ -282,5 +269,3 @@ def test_a_snapshot_protected_what_a_system_call_was_about_to_write() -> None:
     assert (x[:4096] == 7).all() and np.array_equal(x[4096:], plain[4096:])
     assert np.array_equal(s, plain)
     check_pool(pool)
-    os.close(r)
-    os.close(w)
