@@ -233,7 +233,7 @@ def test_control_messages_arrive_in_a_clean_folio() -> None:
 def test_what_a_system_call_reads_lost_its_pins_when_storage_moved_or_was_shared(pipe: Any) -> None:
     pool = fresh_pool()
     plain = data("walk", 8 * FOLIO, 1)
-    x = pool.array(plain)
+    x: Any = pool.array(plain)
     pool.evict()
     assert np.array_equal(x, plain)  # in place, clean, with its copies
     r, w = pipe
@@ -259,7 +259,7 @@ def test_what_a_system_call_reads_lost_its_pins_when_storage_moved_or_was_shared
 def test_a_snapshot_protected_what_a_system_call_was_about_to_write(pipe: Any) -> None:
     pool = fresh_pool()
     plain = data("walk", 2 * FOLIO, 1)
-    x = pool.array(plain)
+    x: Any = pool.array(plain)
     r, w = pipe
     reader, got = blocked(lambda: os.readv(r, [x]))
     s = pool.snapshot(x)
