@@ -223,3 +223,17 @@ def test_a_large_folio_that_finds_no_run_of_slots(tmp_path: Path) -> None:
     assert np.array_equal(x, plain)
     assert np.array_equal(y, data("noise", 40 * FOLIO, 2))
     check_pool(pool)
+
+
+def test_all_folios_of_a_large_one_can_be_written_back() -> None:
+    """Storage knows the holder of each: with the first one's for all, only the first could ever move."""
+    pool = fresh_pool(dedupe=False)
+    plain = data("walk", 32 * FOLIO, 1)
+    x = pool.array(plain)
+    pool.evict()
+    assert pool.stats().runs >= 2
+    for _ in range(2):  # the first time may only make them old
+        pool.writeback()
+    assert pool.stats().writebacks == 32
+    assert np.array_equal(x, plain)
+    check_pool(pool)
