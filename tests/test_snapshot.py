@@ -379,3 +379,17 @@ def test_a_folio_that_could_not_be_stored_was_copied_while_threads_wrote_to_it()
     finally:
         stop.set()
         thread.join()
+
+
+def test_shared_folios_can_be_written_back() -> None:
+    """Storage is told when the id of its folio becomes a number; else it would ask the wrong owner for ever."""
+    pool = fresh_pool(dedupe=False)
+    plain = data("walk", 32 * FOLIO, 1)
+    x = pool.array(plain)
+    s = pool.snapshot(x)
+    for _ in range(2):
+        pool.evict()
+        pool.writeback()
+    assert pool.stats().writebacks == 32
+    assert np.array_equal(x, plain) and np.array_equal(s, plain)
+    check_pool(pool)
