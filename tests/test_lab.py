@@ -52,7 +52,7 @@ def document(place: Path) -> dict[str, Any]:
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Comparisons in this process without the check of books and a full zswap."""
     monkeypatch.setattr(compare, "POOL_OBJECTS", (1000, 1000))
-    monkeypatch.setattr(resident, "measure", lambda design, seed: Resident(design, 1, 4096, 4096, 4096, 4096))
+    monkeypatch.setattr(resident, "measure", lambda design, *how: Resident(design, 1, 4096, 4096, 4096, 4096))
 
 
 # ---- what is written ----
@@ -249,7 +249,9 @@ def test_times_are_medians_with_their_spread(document: dict[str, Any]) -> None:
 def test_designs_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, int, int]] = []
 
-    def one_round(design: str, pages: int, seed: int, threads: timing.Threads, *, shuffled: bool) -> dict[str, float]:
+    def one_round(
+        design: str, pages: int, seed: int, threads: timing.Threads, *, shuffled: bool, words: int
+    ) -> dict[str, float]:
         seen.append((design, threads.number, seed))
         return dict.fromkeys(timing.OPERATIONS, 1.0)
 
