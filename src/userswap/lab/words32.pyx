@@ -110,23 +110,23 @@ layouts[5] = Layout(b"swap_table", BOUND_TO_SLOTS, 4, 16, 0, 0, 0, 0, 0, 0, 0)
 layouts[6] = Layout(b"vswap", HAS_STRUCT | HAS_REVERSE, 0, 2, 0, 0, 0, 0, 0, 0, 0)
 
 
-cdef void lay_out(Layout* l) noexcept nogil:
+cdef void lay_out(Layout* lay) noexcept nogil:
     cdef int shift = FLAGS_SHIFT
-    if l.has & HAS_SHARED:
-        l.shared = <uint32_t>1 << shift
+    if lay.has & HAS_SHARED:
+        lay.shared = <uint32_t>1 << shift
         shift += 1
-    if l.has & HAS_CACHED:
-        l.cached = <uint32_t>1 << shift
+    if lay.has & HAS_CACHED:
+        lay.cached = <uint32_t>1 << shift
         shift += 1
-    l.count_shift = shift
-    l.many = (<uint32_t>1 << l.count_bits) - 1
-    shift += l.count_bits
-    l.payload_shift = shift
-    l.payload_bits = WORD_BITS - shift
-    l.keep = l.shared | l.cached | l.many << l.count_shift
-    if l.has & BOUND_TO_SLOTS:
+    lay.count_shift = shift
+    lay.many = (<uint32_t>1 << lay.count_bits) - 1
+    shift += lay.count_bits
+    lay.payload_shift = shift
+    lay.payload_bits = WORD_BITS - shift
+    lay.keep = lay.shared | lay.cached | lay.many << lay.count_shift
+    if lay.has & BOUND_TO_SLOTS:
         # what the others have as payload is the folio here, which is not the entry's
-        l.keep |= <uint32_t>(~<uint64_t>0 << shift)
+        lay.keep |= <uint32_t>(~<uint64_t>0 << shift)
 
 
 cdef void lay_out_all() noexcept nogil:
@@ -704,18 +704,18 @@ SAMPLES = {
 
 def limits(str design):
     """What 4-byte words leave to a design, computed from its layout: a dict of figures, and what does not fit."""
-    cdef const Layout* l = layout_of(design)
-    cdef bint bound = l.has & BOUND_TO_SLOTS
-    cdef bint direct = l.has & HAS_DIRECT
-    cdef int bits = 0 if bound else min(l.payload_bits, DIRECT_BITS if direct else WORD_BITS)
+    cdef const Layout* lay = layout_of(design)
+    cdef bint bound = lay.has & BOUND_TO_SLOTS
+    cdef bint direct = lay.has & HAS_DIRECT
+    cdef int bits = 0 if bound else min(lay.payload_bits, DIRECT_BITS if direct else WORD_BITS)
     cdef uint64_t one = 1
     cdef uint64_t ids = (one << (ID_BITS - 1 if direct else ID_BITS)) - 1
     cdef uint64_t slots = ids if bound else one << bits
-    cdef uint64_t counts = max(1, l.many), same = 1
+    cdef uint64_t counts = max(1, lay.many), same = 1
     cdef int k = bits - 2
-    if l.has & HAS_STRUCT:
+    if lay.has & HAS_STRUCT:
         counts = (one << WORD_BITS) - 1
-    elif l.has & HAS_COUNTS:
+    elif lay.has & HAS_COUNTS:
         counts = 0
     if not bound:
         same = (one << k) + 2 * ((one << k) - 1) + (one << 16) - (one << (k - 16))
