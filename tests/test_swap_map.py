@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from userswap.swap.map import BOUND, CACHE, COUNT_MAX, DEBUG, DESIGN_NAMES, SAME, SLOT, ZSWAP, Map, entry, slot
 
 Ids = npt.NDArray[np.uint64]
-ALMOST_NOTHING = 48 << 10  # what a map that was used may keep beyond an empty one
+ALMOST_NOTHING = 64 << 10  # what a map that was used may keep beyond an empty one
 # Linux begins an unused cluster before it gives single slots what runs have left of others.
 CLUSTERS_FIRST = {"swap_table", "redirect"}
 # One thread alone needs 75 s for a quarter of a million ids when every third step is delayed.
@@ -369,7 +369,7 @@ def test_every_id_is_another_and_all_memory_comes_back(design: str, n: int) -> N
     assert swap_map.metadata() <= empty + almost_nothing(design)
 
 
-@pytest.mark.parametrize(("design", "alone_bytes", "shared_bytes"), [("on_demand", 0.05, 8.25), ("sparse", 8.25, 16.5)])
+@pytest.mark.parametrize(("design", "alone_bytes", "shared_bytes"), [("on_demand", 0.1, 8.25), ("sparse", 8.25, 16.5)])
 def test_bytes_an_id_costs(design: str, alone_bytes: float, shared_bytes: float) -> None:
     n = 1_000_000 // LESS
     swap_map = Map(design, holders=1 << 21)

@@ -475,7 +475,7 @@ def test_the_command_says_what_is_wrong_with_a_trace(tmp_path: Path) -> None:
         assert (done.returncode, done.stdout) == (2, "")
         assert re.fullmatch(f"userswap: {sentence}\n", done.stderr)
     assert command("lab").returncode == 2
-    assert "only replay" in command("lab", "wrong").stderr
+    assert "There is no experiment" in command("lab", "wrong").stderr
     assert "replay" in command("lab", "--help").stdout
 
 

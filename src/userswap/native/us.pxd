@@ -33,10 +33,13 @@ cdef extern from "us.h" nogil:
     void us_futex_wake(uint32_t* p, int n) noexcept
     bint us_trylock(us_mutex* m) noexcept
     void us_lock(us_mutex* m) noexcept
+    bint us_try(uint32_t* p) noexcept
+    void us_untry(uint32_t* p) noexcept
     void us_unlock(us_mutex* m) noexcept
     void us_word_wait(uint64_t* p, uint64_t seen, uint64_t waiters) noexcept
     void us_word_release(uint64_t* p, uint64_t next, uint64_t waiters) noexcept
     void us_word32_wait(uint32_t* p, uint32_t seen, uint32_t waiters) noexcept
     void us_word32_release(uint32_t* p, uint32_t next, uint32_t waiters) noexcept
 
+    unsigned int us_stripe() noexcept                    # of this thread: take it modulo the stripes that there are
     int64_t us_now() noexcept                            # nanoseconds, monotonic

@@ -11,9 +11,11 @@
 from libc.limits cimport INT_MAX
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from userswap.native.us cimport us_assert, us_cas, us_chaos, us_futex_wake, us_load, us_mutex, us_pause, us_word_wait
+from userswap.native.us cimport (
+    us_assert, us_cas, us_chaos, us_futex_wake, us_load, us_load_ptr, us_mutex, us_pause, us_word_wait,
+)
 from userswap.swap.entry cimport ENTRY_GONE, ENTRY_LOCKED, ENTRY_WAITERS, FREE, entry_seen, entry_type
-from userswap.swap.radix cimport Node, RadixTree, Slab, radix_slot
+from userswap.swap.radix cimport RADIX_MASK, Node, RadixTree, Slab, radix_leaf_of, radix_slot
 
 # Readers load `entries.root` all the time: it has its cache lines to itself.
 cdef struct IdTree:
@@ -43,6 +45,14 @@ cdef uint64_t id_next(IdTree* t, int device, uint64_t after, uint64_t* entry, in
 cdef bint side_set(RadixTree* tree, uint64_t id, uint64_t value) noexcept nogil    # False: no memory
 cdef void side_clear(RadixTree* tree, uint64_t id) noexcept nogil                  # a word that is set
 cdef uint64_t* side_at(RadixTree* tree, uint64_t id) noexcept nogil                # NULL: no such leaf
+
+# A side page: words of the same ids beside a leaf's own, made for a leaf when first one is wanted, and gone with the
+# leaf. So who has a live id reads it without a lock. Makes the id's leaf have one; False: no memory. Takes the mutex.
+cdef bint id_aside(IdTree* t, uint64_t* word) noexcept nogil
+# The id's word there; NULL: its leaf has no side page.
+cdef inline uint64_t* id_beside(uint64_t* word) noexcept nogil:
+    cdef Node* side = <Node*>us_load_ptr(<void**>&radix_leaf_of(word).side)
+    return &side.slots[(<uint64_t>word >> 3) & RADIX_MASK] if side != NULL else NULL
 
 cdef inline uint64_t* id_word(IdTree* t, uint64_t id) noexcept nogil:
     return radix_slot(&t.entries, id)

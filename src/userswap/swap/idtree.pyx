@@ -5,14 +5,15 @@ ids of a leaf are chained through their words: a FREE word's payload is the next
 """
 from libc.stdint cimport uint64_t
 
-from userswap.native.us cimport us_assert, us_chaos, us_load, us_lock, us_store, us_unlock, us_write
+from userswap.native.us cimport us_assert, us_chaos, us_load, us_lock, us_store, us_store_ptr, us_unlock, us_write
 from userswap.swap.entry cimport (
     ENTRY_GONE, ENTRY_LOCKED, ENTRY_WAITERS, FREE, SLOT, entry_make, entry_payload, entry_seen, entry_type,
     slot_device,
 )
 from userswap.swap.radix cimport (
     RADIX_INDEX_BITS, RADIX_MASK, RADIX_SHIFT, RADIX_SLOTS, Node, RadixTree, radix_drop, radix_first_hole,
-    radix_first_room, radix_leaf, radix_make, radix_next_leaf, radix_room, slab_delete,
+    radix_first_room, radix_leaf, radix_leaf_of, radix_make, radix_next_leaf, radix_room, slab_alloc, slab_delete,
+    slab_free,
 )
 
 
@@ -84,6 +85,8 @@ cdef void id_free(IdTree* t, uint64_t id) noexcept nogil:
     if leaf.used == 0:
         # No id of this leaf is live: nobody holds a reference or knows of storage that would lead here.
         forget(t, leaf)
+        if leaf.side != NULL:
+            slab_free(&t.slab, leaf.side)
         radix_drop(&t.entries, leaf)
     elif t.lowest != NULL and leaf.index < t.lowest.index:
         t.lowest = leaf
@@ -178,6 +181,18 @@ cdef bint id_alloc_run(IdTree* t, const uint64_t* words, int n, uint64_t* ids) n
     done = id_take_run(t, words, n, ids)
     us_unlock(&t.mutex)
     return done
+
+
+cdef bint id_aside(IdTree* t, uint64_t* word) noexcept nogil:
+    cdef Node* leaf = radix_leaf_of(word)
+    cdef Node* side
+    us_lock(&t.mutex)
+    if leaf.side == NULL:
+        side = slab_alloc(&t.slab)
+        us_chaos()
+        us_store_ptr(<void**>&leaf.side, side)
+    us_unlock(&t.mutex)
+    return leaf.side != NULL
 
 
 cdef uint64_t id_next(IdTree* t, int device, uint64_t after, uint64_t* entry, int64_t* busy) noexcept nogil:

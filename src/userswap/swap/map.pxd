@@ -75,8 +75,9 @@ cdef struct SwapMapOps:
     uint64_t (*next)(SwapMap* map, int device, uint64_t after, uint64_t* entry, int64_t* busy) noexcept nogil
     # ---- the count ----
     # n more; 0, or -ENOMEM / -EOVERFLOW and nothing has changed. If the id is another one after it, so is the
-    # owner: the caller, who has the only holder locked, tells the storage.
-    int (*dup)(SwapMap* map, uint64_t* id, int64_t n) noexcept nogil
+    # owner: `moved` gets the entry, and the caller, who has the only holder locked, tells the storage. Until then
+    # nobody can reach the new id, so that the entry stays what it is.
+    int (*dup)(SwapMap* map, uint64_t* id, int64_t n, uint64_t* moved) noexcept nogil
     int64_t (*put)(SwapMap* map, uint64_t id, int64_t n, uint64_t* entry) noexcept nogil  # the count that is left
     int64_t (*count)(SwapMap* map, uint64_t id) noexcept nogil
     # ---- the swap cache; a hint, worth keeping for ids that are shared ----

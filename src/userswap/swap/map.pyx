@@ -355,12 +355,13 @@ cdef class Map:
         """``n`` references more, for holders that are elsewhere."""
         cdef uint64_t* word = self.held(holder)
         cdef uint64_t id
+        cdef uint64_t moved = 0
         cdef int error
         if n < 1:
             raise ValueError("at least one reference more")
         with nogil:
             id = word_lock(word)
-            error = self.map.ops.dup(self.map, &id, n)
+            error = self.map.ops.dup(self.map, &id, n, &moved)
             us_word_release(word, id << WORD_ID, WAITERS)
         if error == -EOVERFLOW:
             raise OverflowError(f"a swap count of {self.design} goes to {self.map.ops.count_max}")
@@ -571,12 +572,10 @@ cdef class Map:
                         ops.free(m, id)
                 elif kind == 5 or kind == 11:
                     before = id
-                    failed = ops.dup(m, &id, references)
+                    failed = ops.dup(m, &id, references, &seen)
                     if id != before:
                         # Its storage has to be told: what that takes of the map is a part of the dup.
-                        seen = ops.lock(m, id)
                         ops.owner(m, id, <uint64_t>word)
-                        id = ops.unlock(m, id, seen)
                     word[0] = id << WORD_ID
                     if kind == 5 and not failed:
                         words[into[i]] = id << WORD_ID
@@ -681,6 +680,7 @@ cdef class Map:
         cdef uint64_t[32] entries
         cdef uint64_t[32] ids
         cdef uint64_t id, before, seen, wanted, ref
+        cdef uint64_t moved = 0
         cdef uint64_t* word
         cdef Shadow* shadow
         cdef int wrong = 0, error
@@ -804,7 +804,7 @@ cdef class Map:
                             break
                         before = id
                         us_store(word, id << WORD_ID | BUSY)
-                        error = ops.dup(m, &id, values[i])
+                        error = ops.dup(m, &id, values[i], &moved)
                         if error:
                             wrong = WRONG_OVERFLOW if error == -EOVERFLOW else WRONG_MEMORY
                             break
@@ -893,7 +893,7 @@ cdef class Map:
                     # Mostly between few: there a count goes in and out of whatever a design has for more than one.
                     if live == 0 or (live < spares - 32 and (r < 40 or (r < 46 and _round & 4096))):
                         id = word_lock(&self.table.words[holders[i]])
-                        if ops.dup(m, &id, 1) == 0:
+                        if ops.dup(m, &id, 1, &word) == 0:
                             self.table.words[spare + live] = id << WORD_ID
                             live += 1
                         else:
@@ -1097,15 +1097,14 @@ cdef class Map:
                     other = first + next_random(&state) % holders
                     if us_load(&self.table.words[other]) == 0:
                         before = id
-                        if ops.dup(m, &id, 1) != 0:
+                        if ops.dup(m, &id, 1, &entry) != 0:
                             wrong += 1
                         else:
                             if id != before:
-                                entry = ops.lock(m, id)
+                                us_chaos()
                                 us_lock(&self.storage)
                                 self.object_of(entry).owner = ops.owner(m, id, <uint64_t>word)
                                 us_unlock(&self.storage)
-                                ops.unlock(m, id, entry)
                             tags[other - first] = tags[h]
                             us_store(&self.table.words[other], id << WORD_ID)
                 us_word_release(word, id << WORD_ID, WAITERS)

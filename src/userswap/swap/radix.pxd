@@ -42,7 +42,8 @@ cdef struct Node:
     int16_t first_hole          # interior: every child before this one has the DENSE mark
     int16_t free                # leaf, the owner's: where its chain of free words starts
     int16_t fresh               # leaf, the owner's: words from here on were never used
-    uint64_t reserved[3]
+    Node* side                  # leaf, the owner's: a second page for the same ids, freed with the leaf; NULL: none
+    uint64_t reserved[2]
 
 cdef struct Chunk:              # 64 bytes; bit i of the masks is page i
     Chunk* next                 # among chunks with a free node
@@ -103,6 +104,10 @@ cdef inline uint64_t* radix_slot(RadixTree* tree, uint64_t id) noexcept nogil:
         slots = <uint64_t*>(us_load(&slots[(id >> shift) & RADIX_MASK]) & ~<uint64_t>RADIX_TAGS)
         shift -= RADIX_SHIFT
     return &slots[id & RADIX_MASK]
+
+# The header of the leaf that a word is in.
+cdef inline Node* radix_leaf_of(const uint64_t* word) noexcept nogil:
+    return radix_node(<uint64_t>word)
 
 # The leaf with this index or NULL; under the owner's mutex.
 cdef inline Node* radix_leaf(RadixTree* tree, uint64_t index) noexcept nogil:

@@ -558,15 +558,12 @@ cdef void swap_uncache(SwapSpace* s, uint64_t id, uint64_t folio) noexcept nogil
 
 cdef int swap_dup(SwapSpace* s, uint64_t* id, uint64_t holder) noexcept nogil:
     cdef uint64_t before = id[0]
-    cdef uint64_t entry
-    cdef int error = s.map.ops.dup(s.map, id, 1)
-    if id[0] != before:
+    cdef uint64_t entry = 0
+    cdef int error = s.map.ops.dup(s.map, id, 1, &entry)
+    if id[0] != before and entry_type(entry) == ZSWAP:
         # Storage asks the old owner until it is told: that is the holder, whom the caller has locked.
         us_chaos()
-        entry = s.map.ops.lock(s.map, id[0])
-        if entry_type(entry) == ZSWAP:
-            zswap_set_owner(s.zswap, entry_payload(entry), s.map.ops.owner(s.map, id[0], holder))
-        s.map.ops.unlock(s.map, id[0], entry)
+        zswap_set_owner(s.zswap, entry_payload(entry), s.map.ops.owner(s.map, id[0], holder))
     return error
 
 

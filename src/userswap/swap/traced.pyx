@@ -223,9 +223,9 @@ cdef uint64_t traced_next(SwapMap* map, int device, uint64_t after, uint64_t* en
     return owner
 
 
-cdef int traced_dup(SwapMap* map, uint64_t* id, int64_t n) noexcept nogil:
+cdef int traced_dup(SwapMap* map, uint64_t* id, int64_t n, uint64_t* moved) noexcept nogil:
     cdef SwapMap* inner = inner_of(map)
-    cdef int error = inner.ops.dup(inner, id, n)
+    cdef int error = inner.ops.dup(inner, id, n, moved)
     if error == 0:
         note(map, DUP, id[0], <uint64_t>n)
     return error

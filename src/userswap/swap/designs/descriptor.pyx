@@ -291,7 +291,7 @@ cdef uint64_t descriptor_next(SwapMap* map, int device, uint64_t after, uint64_t
 
 # ---- the count ----
 
-cdef int descriptor_dup(SwapMap* map, uint64_t* id, int64_t n) noexcept nogil:
+cdef int descriptor_dup(SwapMap* map, uint64_t* id, int64_t n, uint64_t* moved) noexcept nogil:
     cdef SwapDesc* desc = desc_of(<Descriptor*>map, id[0])
     cdef uint64_t seen
     us_assert(n > 0, "dup: more references, not less")

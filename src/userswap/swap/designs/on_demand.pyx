@@ -20,9 +20,11 @@ LOCKED and the entry over; lock and unlock carry the count over. MANY in the cou
 its own word in a side tree, for counts above 2047: no count is too large, and nothing needs continuation.
 
 Locks. BUSY of the holder protects a direct id: every call with an id comes from its holder, so lock and unlock of a
-direct id have nothing to do. LOCKED protects type and payload of a numbered one. The mutex of the tree protects its
-shape, the two side trees, CACHED, and the passing of a count into and out of MANY; a count below that changes
-without it.
+direct id have nothing to do. LOCKED protects type and payload of a numbered one, and its swap cache: the folio is in
+the side page of the id's leaf, stored before CACHED is set, and read without a lock as the hint that it is. The
+mutex of the tree protects its shape, the side tree of counts, and the passing of a count into and out of MANY; a count
+below that changes without it. A magazine's lock (only ever tried; before the mutex) protects the free numbers
+that it holds.
 
 Order between the word and the side tree of counts, under one hold of the mutex: the count is stored there, then
 the CAS that sets MANY; the CAS that sets a small count, then the side word is cleared. So MANY means, at every
@@ -31,24 +33,26 @@ instant, that the side tree has the count. A CAS that loses because the count mo
 The last put finds the count field 0 in a word that is not MANY: nobody else has a reference, so nobody can dup. It
 locks the entry with GONE in the same CAS; from then to free the word is the caller's alone.
 
-dup of a direct id makes a number, with the count it needs, and gives it to the caller, who has the one holder
-BUSY: so nobody at the storage can be on the way (try_owner fails at BUSY) until the caller has told the storage its new
-owner and let the word go. A number stays one when its count is one again, until it is freed.
+dup of a direct id takes a number from a magazine, which a thread fills with a few at a time so that a fork or a
+snapshot does not take the mutex for each, writes the entry with the count it needs, and gives both to the caller, who
+has the one holder BUSY: so nobody at the storage can be on the way (try_owner fails at BUSY) until the caller has told
+the storage its new owner and let the word go. A number stays one when its count is one again, until it is freed.
 """
 from libc.errno cimport ENOMEM, EOVERFLOW
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from userswap.native.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
 from userswap.native.us cimport (
-    us_add, us_and, us_assert, us_cas, us_chaos, us_load, us_lock, us_or, us_pause, us_read, us_unlock,
+    us_add, us_and, us_assert, us_cas, us_chaos, us_load, us_lock, us_or, us_pause, us_read, us_store, us_stripe,
+    us_try, us_unlock, us_untry, us_write,
 )
 from userswap.swap.entry cimport (
     CACHE, ENTRY_CACHED, ENTRY_GONE, ENTRY_LOCKED, ENTRY_PAYLOAD_BITS, ENTRY_TOP_SHIFT, FREE, SLOT,
     entry_make, entry_payload, entry_type, slot_device,
 )
 from userswap.swap.idtree cimport (
-    IdTree, id_alloc, id_free, id_next, id_word, idtree_end, idtree_init, side_at, side_clear, side_set,
-    word_lock, word_try, word_unlock,
+    IdTree, id_alloc, id_aside, id_beside, id_free, id_next, id_take, id_word, idtree_end, idtree_init, side_at,
+    side_clear, side_set, word_lock, word_try, word_unlock,
 )
 from userswap.swap.map cimport HolderOps, SwapMap, SwapMapOps, SwapMapOptions
 from userswap.swap.radix cimport RadixTree
@@ -56,7 +60,10 @@ from userswap.swap.radix cimport RadixTree
 
 cdef enum:
     MAP_BYTES = 4096            # what the map itself lives in
-    STRIPES = 16                # counters of direct ids, a cache line each
+    STRIPES = 16                # counters of ids, a cache line each
+    MAGAZINES = 4
+    ROUNDS = 30                 # numbers in a magazine
+    RESERVED_TYPE = 5           # of the word of a number in a magazine: no entry that anybody asks for
     MANY = 2047                 # the count is in the side tree
     FEW = 1024                  # and comes back when it is not above this
 
@@ -76,6 +83,12 @@ cdef extern from *:
 
 cdef int64_t COUNT_MAX = <int64_t>1 << 62
 
+cdef struct Magazine:           # numbers that are reserved for the next dups, four cache lines
+    uint32_t locked
+    int32_t left
+    uint64_t[ROUNDS] numbers
+    uint64_t apart
+
 cdef struct OnDemand:
     SwapMap head
     const HolderOps* holders
@@ -83,8 +96,9 @@ cdef struct OnDemand:
     char apart[104]             # the tree's root is read all the time
     IdTree tree                 # numbered ids, and the mutex
     RadixTree counts            # above MANY
-    RadixTree folios            # the swap cache
-    int64_t[STRIPES * 8] direct     # how many direct ids there are: their sum
+    int64_t gone                # numbered ids that were freed; under the mutex
+    int64_t[STRIPES * 8] given  # ids given, less direct ones that were freed: their sum
+    Magazine[MAGAZINES] magazines
 
 
 cdef SwapMap* on_demand_new(const SwapMapOptions* options) noexcept nogil:
@@ -99,7 +113,6 @@ cdef SwapMap* on_demand_new(const SwapMapOptions* options) noexcept nogil:
     m.ctx = options.ctx
     idtree_init(&m.tree)
     m.counts.slab = &m.tree.slab
-    m.folios.slab = &m.tree.slab
     return &m.head
 
 
@@ -119,16 +132,45 @@ cdef inline uint64_t direct_entry(uint64_t id) noexcept nogil:
     return entry_make(<int>((id >> DIRECT_TYPE) & 3), id & ((<uint64_t>1 << ENTRY_PAYLOAD_BITS) - 1))
 
 
-# Page-table words of neighbours share a stripe, threads that work far from each other mostly don't.
-cdef inline void direct_more(OnDemand* m, uint64_t at, int64_t n) noexcept nogil:
-    us_add(&m.direct[((at >> 12) & (STRIPES - 1)) << 3], n)
+cdef inline void more_ids(OnDemand* m, int64_t n) noexcept nogil:
+    us_add(&m.given[(us_stripe() & (STRIPES - 1)) << 3], n)
+
+
+# ---- numbers ----
+
+# A number with this word, its count included. 0: no memory.
+cdef uint64_t number_new(OnDemand* m, uint64_t word) noexcept nogil:
+    cdef Magazine* magazine = &m.magazines[us_stripe() & (MAGAZINES - 1)]
+    cdef uint64_t number
+    if not us_try(&magazine.locked):
+        return id_alloc(&m.tree, word)          # another thread of this stripe is at it
+    if magazine.left == 0:
+        us_lock(&m.tree.mutex)
+        while magazine.left < ROUNDS:
+            number = id_take(&m.tree, entry_make(RESERVED_TYPE, 0))
+            if number == 0:
+                break
+            # the lowest on top
+            magazine.numbers[ROUNDS - 1 - magazine.left] = number
+            magazine.left += 1
+        us_unlock(&m.tree.mutex)
+        for number in range(<uint64_t>magazine.left if magazine.left < ROUNDS else 0):
+            magazine.numbers[number] = magazine.numbers[ROUNDS - <uint64_t>magazine.left + number]
+    number = 0
+    if magazine.left:
+        magazine.left -= 1
+        number = magazine.numbers[magazine.left]
+        us_chaos()
+        us_store(id_word(&m.tree, number), word)
+    us_untry(&magazine.locked)
+    return number
 
 
 # ---- ids ----
 
 cdef uint64_t on_demand_alloc(SwapMap* map, uint64_t entry, uint64_t holder) noexcept nogil:
     us_assert(holder != 0 and holder >> 48 == 0, "a holder is an address")
-    direct_more(<OnDemand*>map, holder, 1)
+    more_ids(<OnDemand*>map, 1)
     return direct_id(entry)
 
 
@@ -137,19 +179,18 @@ cdef bint on_demand_alloc_run(SwapMap* map, const uint64_t* entries, uint64_t ho
     cdef int i
     for i in range(n):
         ids[i] = direct_id(entries[i])
-    direct_more(<OnDemand*>map, holder, n)
+    more_ids(<OnDemand*>map, n)
     return True
 
 
 cdef void on_demand_free(SwapMap* map, uint64_t id) noexcept nogil:
     cdef OnDemand* m = <OnDemand*>map
     if id & DIRECT:
-        direct_more(m, id << 8, -1)
+        more_ids(m, -1)
         return
     us_lock(&m.tree.mutex)
-    if us_load(id_word(&m.tree, id)) & ENTRY_CACHED:
-        side_clear(&m.folios, id)
     id_free(&m.tree, id)
+    us_write(&m.gone, m.gone + 1)
     us_unlock(&m.tree.mutex)
 
 
@@ -260,16 +301,17 @@ cdef int64_t count_slowly(OnDemand* m, uint64_t id, uint64_t* word, int64_t n) n
     return result
 
 
-cdef int on_demand_dup(SwapMap* map, uint64_t* id, int64_t n) noexcept nogil:
+cdef int on_demand_dup(SwapMap* map, uint64_t* id, int64_t n, uint64_t* moved) noexcept nogil:
     cdef OnDemand* m = <OnDemand*>map
     cdef uint64_t* word
-    cdef uint64_t seen, number
+    cdef uint64_t seen, number, entry
     cdef int64_t result
     us_assert(n > 0, "dup: more references, not less")
     if id[0] & DIRECT:
         if n > COUNT_MAX - 1:
             return -EOVERFLOW
-        number = id_alloc(&m.tree, direct_entry(id[0]) | (<uint64_t>n * COUNT_ONE if n < MANY else 0))
+        entry = direct_entry(id[0])
+        number = number_new(m, entry | (<uint64_t>n * COUNT_ONE if n < MANY else 0))
         if number == 0:
             return -ENOMEM
         if n >= MANY:
@@ -280,7 +322,7 @@ cdef int on_demand_dup(SwapMap* map, uint64_t* id, int64_t n) noexcept nogil:
                 id_free(&m.tree, number)
                 us_unlock(&m.tree.mutex)
                 return <int>result
-        direct_more(m, id[0] << 8, -1)
+        moved[0] = entry
         id[0] = number
         return 0
     word = id_word(&m.tree, id[0])
@@ -358,50 +400,40 @@ cdef int64_t on_demand_count(SwapMap* map, uint64_t id) noexcept nogil:
 cdef int on_demand_cache(SwapMap* map, uint64_t id, uint64_t folio) noexcept nogil:
     cdef OnDemand* m = <OnDemand*>map
     cdef uint64_t* word
-    cdef int result = 0
     if id & DIRECT:
         return 0                # the only holder knows whether its folio is in place
     word = id_word(&m.tree, id)
     us_assert((us_load(word) & ENTRY_LOCKED) != 0, "cache: under the entry's lock")
-    us_lock(&m.tree.mutex)
     if folio == 0:
         if us_load(word) & ENTRY_CACHED:
             us_and(word, ~<uint64_t>ENTRY_CACHED)
-            us_chaos()
-            side_clear(&m.folios, id)
-    elif side_set(&m.folios, id, folio):
-        us_chaos()
+        return 0
+    if id_beside(word) == NULL and not id_aside(&m.tree, word):
+        return -ENOMEM
+    us_store(id_beside(word), folio)
+    us_chaos()
+    if not us_load(word) & ENTRY_CACHED:
         us_or(word, ENTRY_CACHED)
-    else:
-        result = -ENOMEM
-    us_unlock(&m.tree.mutex)
-    return result
+    return 0
 
 
 cdef uint64_t on_demand_cached(SwapMap* map, uint64_t id) noexcept nogil:
-    cdef OnDemand* m = <OnDemand*>map
     cdef uint64_t* word
-    cdef uint64_t folio = 0
     if id & DIRECT:
         return 0
-    word = id_word(&m.tree, id)
-    if us_load(word) & ENTRY_CACHED:
-        us_chaos()
-        us_lock(&m.tree.mutex)
-        if us_load(word) & ENTRY_CACHED:
-            folio = side_at(&m.folios, id)[0]
-        us_unlock(&m.tree.mutex)
-    return folio
+    word = id_word(&(<OnDemand*>map).tree, id)
+    # Taken out meanwhile: the folio that it was is as good a hint as none.
+    return us_load(id_beside(word)) if us_load(word) & ENTRY_CACHED else 0
 
 
 # ---- figures ----
 
 cdef int64_t on_demand_ids(SwapMap* map) noexcept nogil:
     cdef OnDemand* m = <OnDemand*>map
-    cdef int64_t ids = us_read(&m.tree.ids)
+    cdef int64_t ids = -us_read(&m.gone)
     cdef int i
     for i in range(STRIPES):
-        ids += us_read(&m.direct[i << 3])
+        ids += us_read(&m.given[i << 3])
     return ids
 
 

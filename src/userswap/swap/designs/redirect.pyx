@@ -371,7 +371,7 @@ cdef int64_t count_slowly(Redirect* m, uint64_t at, int64_t n) noexcept nogil:
     return result
 
 
-cdef int redirect_dup(SwapMap* map, uint64_t* id, int64_t n) noexcept nogil:
+cdef int redirect_dup(SwapMap* map, uint64_t* id, int64_t n, uint64_t* moved) noexcept nogil:
     cdef Redirect* m = <Redirect*>map
     cdef uint64_t* word = word_of(&m.k, TABLE, id[0] - 1)
     cdef uint64_t seen

@@ -300,7 +300,7 @@ cdef int64_t count_slowly(SingleTree* m, uint64_t id, uint64_t* word, int64_t n)
     return result
 
 
-cdef int single_tree_dup(SwapMap* map, uint64_t* id, int64_t n) noexcept nogil:
+cdef int single_tree_dup(SwapMap* map, uint64_t* id, int64_t n, uint64_t* moved) noexcept nogil:
     cdef SingleTree* m = <SingleTree*>map
     cdef uint64_t* word = id_word(&m.tree, id[0])
     cdef uint64_t seen

@@ -713,7 +713,7 @@ cdef bint digits_add(Slot* m, uint64_t at, int digit) noexcept nogil:
     return True
 
 
-cdef int slot_dup(SwapMap* map, uint64_t* id, int64_t n) noexcept nogil:
+cdef int slot_dup(SwapMap* map, uint64_t* id, int64_t n, uint64_t* moved) noexcept nogil:
     cdef Slot* m = <Slot*>map
     cdef uint64_t at = id[0] - 1
     cdef uint8_t byte

@@ -134,7 +134,7 @@ cdef void unshare(Sparse* m, uint64_t id, uint64_t* word) noexcept nogil:
     side_clear(&m.counts, id)
 
 
-cdef int sparse_dup(SwapMap* map, uint64_t* id, int64_t n) noexcept nogil:
+cdef int sparse_dup(SwapMap* map, uint64_t* id, int64_t n, uint64_t* moved) noexcept nogil:
     cdef Sparse* m = <Sparse*>map
     cdef uint64_t* word = id_word(&m.tree, id[0])
     cdef uint64_t* number

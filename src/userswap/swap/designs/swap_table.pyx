@@ -365,7 +365,7 @@ cdef inline void count_set(SwapTable* m, uint64_t at, int64_t count) noexcept no
         word_set(&m.k, COUNTS, at, 0)
 
 
-cdef int swap_table_dup(SwapMap* map, uint64_t* id, int64_t n) noexcept nogil:
+cdef int swap_table_dup(SwapMap* map, uint64_t* id, int64_t n, uint64_t* moved) noexcept nogil:
     cdef SwapTable* m = <SwapTable*>map
     cdef uint64_t at = id[0] - 1
     cdef Cluster* c = cluster_of(&m.k, at)

@@ -184,7 +184,7 @@ cdef uint64_t two_trees_next(SwapMap* map, int device, uint64_t after, uint64_t*
 
 # ---- the count: tree 2 ----
 
-cdef int two_trees_dup(SwapMap* map, uint64_t* id, int64_t n) noexcept nogil:
+cdef int two_trees_dup(SwapMap* map, uint64_t* id, int64_t n, uint64_t* moved) noexcept nogil:
     cdef TwoTrees* m = <TwoTrees*>map
     cdef uint64_t* number = radix_slot(&m.counts, id[0])
     cdef uint64_t count

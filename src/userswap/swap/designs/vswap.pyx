@@ -696,7 +696,7 @@ cdef uint64_t vswap_next(SwapMap* map, int device, uint64_t after, uint64_t* ent
 
 # ---- the count ----
 
-cdef int vswap_dup(SwapMap* map, uint64_t* id, int64_t n) noexcept nogil:
+cdef int vswap_dup(SwapMap* map, uint64_t* id, int64_t n, uint64_t* moved) noexcept nogil:
     cdef SwapDesc* desc = desc_of(<Vswap*>map, id[0])
     cdef Cluster* cluster = cluster_at(desc - (id[0] & (IDS - 1)))
     cdef int result = 0
