@@ -276,8 +276,8 @@ class Recorder:
 
     log: ClassVar[list[tuple[str, list[int], dict[str, Any]]]] = []
 
-    def __init__(self, design: str, pages: int, seed: int, *, device: bool, holders: int) -> None:
-        assert device
+    def __init__(self, design: str, pages: int, seed: int, *, device: bool, holders: int, words: int) -> None:
+        assert device and words == 64
         self.pages = pages
         self.map = self
         self.log.append(("fresh", [holders // pages], {}))
@@ -354,7 +354,7 @@ def test_what_maps_say_is_what_is_resident(document: dict[str, Any], design: str
 def test_wrong_books_are_said_loudly(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quickly: None
 ) -> None:
-    def lies(design: str, seed: int) -> Resident:
+    def lies(design: str, seed: int, words: int = 64) -> Resident:
         return Resident(design, 1, 10 << 20, (10 << 20) + (300 << 10), 1 << 20, 1 << 20)
 
     assert not lies("sparse", 1).right

@@ -288,6 +288,20 @@ def test_a_count_moves_while_the_entry_is_locked(design: str) -> None:
 
 
 @designs
+@pytest.mark.parametrize("shared", [False, True])
+def test_storage_does_not_get_what_a_holder_has_locked(design: str, shared: bool) -> None:
+    swap_map = Map32(design)
+    swap_map.alloc(0, entry(ZSWAP, 1))
+    if shared:
+        swap_map.dup(0, 1)
+    owner = swap_map.owner(0)
+    assert swap_map.lock(0) == entry(ZSWAP, 1)
+    assert not swap_map.try_owner(owner, entry(ZSWAP, 1))
+    swap_map.unlock(0, entry(ZSWAP, 1))
+    assert swap_map.try_owner(owner, entry(ZSWAP, 1))
+
+
+@designs
 def test_who_waits_for_an_entry_gets_it(design: str) -> None:
     swap_map = Map32(design)
     for i in range(20):
@@ -377,13 +391,13 @@ def test_of_many_last_puts_one_frees(design: str, n: int) -> None:
 
 @designs
 def test_lookups_while_the_map_grows_and_shrinks(design: str) -> None:
-    for n in (*[1025] * 40, *([] if DEBUG else [1_100_000])):
+    for n in (*[1025] * 250, *([] if DEBUG else [1_100_000])):
         swap_map = Map32(design, holders=2_000_000, slots=1_200_000)
         for i in range(40):
             swap_map.alloc(i, entry(ZSWAP, i << 2))
         swap_map.run("dup", span(0, 40), into=span(100, 40))
         counters = np.zeros(40, np.int64)
-        rounds = (2000 if n == 1025 else 200_000) // LESS
+        rounds = 2000 // LESS if n == 1025 else 200_000
 
         def grow(swap_map: Map32 = swap_map, many: Ids = span(10_000, n)) -> None:  # noqa: B008
             some = many[::7].copy()
@@ -503,7 +517,8 @@ def test_the_reverse_map_is_of_the_slots_in_use() -> None:
     assert 4 <= (swap_map.metadata() - before) / n < 4.2
     swap_map.run("put", span(0, n // 2))
     swap_map.swapoff()
-    assert swap_map.metadata() < before
+    # Half of the ids are left, and none of the reverse map, whose slots were put or left.
+    assert swap_map.metadata() < 0.55 * before
 
 
 # ---- what does not fit ----
