@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 import userswap
+from userswap.swap.map import BOUND
 
 FOLIO = 1 << 16
 LEAST = "16MiB"
@@ -18,7 +20,13 @@ LEAST = "16MiB"
 
 def fresh_pool(ram: str = LEAST, **options: Any) -> userswap.Pool:
     """A pool of nearly the least budget. USERSWAP_MAP in the environment names another design of the swap map."""
-    return userswap.Pool(ram=ram, **{"map_design": os.environ.get("USERSWAP_MAP", "on_demand"), **options})
+    design = os.environ.get("USERSWAP_MAP", "on_demand")
+    if design in BOUND:
+        # Takes memory for every slot, so the file must not be as large as the disk is; and it can't do without one.
+        options.setdefault("swap", f"{tempfile.gettempdir()}:512MiB")
+        if options["swap"] == "none":
+            design = "on_demand"
+    return userswap.Pool(ram=ram, **{"map_design": design, **options})
 
 
 def data(kind: str, n: int, seed: int) -> npt.NDArray[np.uint8]:

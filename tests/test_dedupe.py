@@ -145,6 +145,27 @@ def test_two_pools_do_not_share() -> None:
     check_pool(two)
 
 
+def test_a_holder_whose_address_went_to_another_pool_was_asked() -> None:
+    """What pool `one` remembers is a word that has a number of pool `two` by now, and means nothing to `one`."""
+    one, two = fresh_pool(), fresh_pool()
+    plain = data("walk", 10 * FOLIO, 1)
+    x = one.array(plain)
+    one.evict()
+    place = x.ctypes.data
+    del x
+    y = two.array(data("walk", 10 * FOLIO, 2))
+    assert y.ctypes.data == place
+    s = two.snapshot(y)
+    two.evict()
+    z = one.array(plain)
+    one.evict()
+    assert one.stats().deduped == 0
+    assert np.array_equal(z, plain)
+    assert np.array_equal(y, data("walk", 10 * FOLIO, 2)) and np.array_equal(s, y)
+    check_pool(one)
+    check_pool(two)
+
+
 def test_incompressible_neighbours_leave_as_one_large_folio() -> None:
     pool = fresh_pool(dedupe=False)
     plain = data("noise", 64 * FOLIO + 8192, 1)
@@ -172,8 +193,9 @@ def test_a_large_folio_with_a_page_that_was_thrown_away() -> None:
         import ctypes
         import numpy as np
         import userswap
+        from helpers import fresh_pool
         libc = ctypes.CDLL(None, use_errno=True)
-        pool = userswap.Pool(ram="16MiB")
+        pool = fresh_pool()
         plain = np.random.default_rng(1).integers(0, 256, 32 << 16, dtype=np.uint8)
         x = pool.array(plain)
         hole = x.ctypes.data + 5 * 65536 + 8192
@@ -200,4 +222,18 @@ def test_a_large_folio_that_finds_no_run_of_slots(tmp_path: Path) -> None:
     pool.evict()
     assert np.array_equal(x, plain)
     assert np.array_equal(y, data("noise", 40 * FOLIO, 2))
+    check_pool(pool)
+
+
+def test_all_folios_of_a_large_one_can_be_written_back() -> None:
+    """Storage knows the holder of each: with the first one's for all, only the first could ever move."""
+    pool = fresh_pool(dedupe=False)
+    plain = data("walk", 32 * FOLIO, 1)
+    x = pool.array(plain)
+    pool.evict()
+    assert pool.stats().runs >= 2
+    for _ in range(2):  # the first time may only make them old
+        pool.writeback()
+    assert pool.stats().writebacks == 32
+    assert np.array_equal(x, plain)
     check_pool(pool)

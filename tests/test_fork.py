@@ -6,6 +6,7 @@ from helpers import run_python
 
 PRELUDE = """
 import os, sys, threading, numpy as np, userswap
+from helpers import fresh_pool
 def values(i): return np.round(np.cumsum(np.random.default_rng(i).standard_normal(1 << 17)), 2)
 def wait(pid):
     status = os.waitpid(pid, 0)[1]
@@ -17,7 +18,7 @@ def test_a_child_reads_and_writes_its_own_copy_of_swapped_memory() -> None:
     code = (
         PRELUDE
         + """
-pool = userswap.Pool(ram="32MiB")
+pool = fresh_pool("32MiB")
 array = pool.empty((48, 1 << 17))               # 48 MiB: most of it is swapped, some is clean, some dirty
 for i in range(48): array[i] = values(i)
 for i in range(0, 48, 5): array[i].sum()        # clean
@@ -45,7 +46,7 @@ def test_fork_while_other_threads_fault_and_reclaim_runs() -> None:
     code = (
         PRELUDE
         + """
-pool = userswap.Pool(ram="24MiB")
+pool = fresh_pool("24MiB")
 array = pool.empty((32, 1 << 17))
 for i in range(32): array[i] = values(i)
 stop = threading.Event()
@@ -77,7 +78,7 @@ def test_a_grandchild_reads_right_bytes_too() -> None:
     code = (
         PRELUDE
         + """
-pool = userswap.Pool(ram="24MiB")
+pool = fresh_pool("24MiB")
 array = pool.empty((32, 1 << 17))
 for i in range(32): array[i] = values(i)
 pid = os.fork()
@@ -100,7 +101,7 @@ def test_children_read_the_parents_swap_file_while_the_parent_reuses_it() -> Non
         PRELUDE
         + """
 import time
-pool = userswap.Pool(ram="16MiB")
+pool = fresh_pool("16MiB")
 array = pool.empty((40, 1 << 17))
 for i in range(40): array[i] = values(i)
 assert pool.stats().slot_bytes > 4 << 20
@@ -143,7 +144,7 @@ def test_slots_stay_while_a_grandchild_lives_and_go_when_it_is_killed() -> None:
         PRELUDE
         + """
 import signal, time
-pool = userswap.Pool(ram="16MiB")
+pool = fresh_pool("16MiB")
 array = pool.empty((40, 1 << 17))
 for i in range(40): array[i] = values(i)
 used = pool.stats().slot_bytes
@@ -183,7 +184,7 @@ def test_subprocess_and_spawned_workers_are_not_our_business() -> None:
         PRELUDE
         + """
 import subprocess, multiprocessing
-pool = userswap.Pool(ram="24MiB")
+pool = fresh_pool("24MiB")
 array = pool.empty((32, 1 << 17))
 for i in range(32): array[i] = values(i)
 assert subprocess.run(["true"]).returncode == 0
@@ -203,7 +204,7 @@ def test_a_child_may_write_to_what_was_clean_in_every_pool() -> None:
         + """
 from helpers import check_pool, check_empty
 def out(pool): pool.evict(); pool.evict()
-pools = [userswap.Pool(ram="16MiB", swap="none") for _ in range(3)]
+pools = [fresh_pool("16MiB", swap="none") for _ in range(3)]
 arrays = [pool.empty((4, 1 << 17)) for pool in pools]
 for a in arrays:
     for i in range(4): a[i] = values(i)
@@ -240,7 +241,7 @@ def test_a_child_frees_what_it_inherited_and_the_parents_swap_file_stays_whole()
         PRELUDE
         + """
 import gc
-pool = userswap.Pool(ram="16MiB")
+pool = fresh_pool("16MiB")
 noise = lambda i: np.random.default_rng(i).random(1 << 17)
 array = pool.empty((32, 1 << 17))
 for i in range(32): array[i] = noise(i)
@@ -265,7 +266,7 @@ def test_a_child_reads_on_when_the_parents_pool_has_ended() -> None:
         PRELUDE
         + """
 import gc
-pool = userswap.Pool(ram="16MiB")
+pool = fresh_pool("16MiB")
 noise = lambda i: np.random.default_rng(i).random(1 << 17)
 array = pool.empty((24, 1 << 17))
 for i in range(24): array[i] = noise(i)
@@ -291,7 +292,7 @@ def test_pins_of_the_parents_threads_do_not_hold_memory_in_the_child() -> None:
         + """
 import time
 from helpers import check_pool
-pool = userswap.Pool(ram="16MiB", swap="none")
+pool = fresh_pool("16MiB", swap="none")
 array = pool.empty((4, 1 << 17))
 for i in range(4): array[i] = values(i)
 ends = os.pipe()
@@ -323,7 +324,7 @@ def test_a_pool_that_has_ended_is_no_business_of_a_fork() -> None:
         + """
 import ctypes, gc
 ctypes.CDLL(None).mallopt(-6, 0xA5)                     # M_PERTURB: freed memory is garbage
-pools = [userswap.Pool(ram="16MiB", swap="none") for _ in range(4)]
+pools = [fresh_pool("16MiB", swap="none") for _ in range(4)]
 arrays = [pool.full((4, 1 << 17), k) for k, pool in enumerate(pools)]
 for k in (0, 2): pools[k].close(); pools[k] = arrays[k] = None
 gc.collect()
@@ -343,7 +344,7 @@ def test_forks_leave_no_descriptor_behind() -> None:
         PRELUDE
         + """
 import time
-pool = userswap.Pool(ram="16MiB")
+pool = fresh_pool("16MiB")
 array = pool.empty((24, 1 << 17))
 for i in range(24): array[i] = values(i)
 assert pool.stats().slot_bytes
@@ -376,9 +377,9 @@ def test_slots_kept_for_one_child_are_not_another_childs_to_free() -> None:
     code = (
         PRELUDE
         + """
-idle = [userswap.Pool(ram="16MiB", swap="none")]
-pool = userswap.Pool(ram="16MiB")
-idle.append(userswap.Pool(ram="16MiB", swap="none"))            # pools without slots, earlier and later
+idle = [fresh_pool("16MiB", swap="none")]
+pool = fresh_pool("16MiB")
+idle.append(fresh_pool("16MiB", swap="none"))            # pools without slots, earlier and later
 noise = lambda i: np.random.default_rng(i).random(1 << 17)
 array = pool.empty((24, 1 << 17))
 for i in range(24): array[i] = noise(i)
@@ -413,7 +414,7 @@ def test_slots_are_not_kept_for_a_child_that_became_another_program() -> None:
         + """
 import signal, time
 from helpers import check_empty
-pool = userswap.Pool(ram="16MiB")
+pool = fresh_pool("16MiB")
 array = pool.empty((24, 1 << 17))
 for i in range(24): array[i] = values(i)
 assert pool.stats().slot_bytes
@@ -436,7 +437,7 @@ def test_more_children_than_are_counted_still_read_what_they_had() -> None:
     code = (
         PRELUDE
         + """
-pool = userswap.Pool(ram="16MiB")
+pool = fresh_pool("16MiB")
 noise = lambda i: np.random.default_rng(i).random(1 << 17)
 array = pool.empty((20, 1 << 17))
 for i in range(20): array[i] = noise(i)
@@ -467,7 +468,7 @@ def test_threads_of_a_child_share_the_one_swap_file_that_it_opens() -> None:
     code = (
         PRELUDE
         + """
-pool = userswap.Pool(ram="32MiB")
+pool = fresh_pool("32MiB")
 array = pool.empty((24, 1 << 17))
 for i in range(24): array[i] = values(i)
 pool.evict(); pool.evict()

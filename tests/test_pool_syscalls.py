@@ -228,3 +228,44 @@ def test_control_messages_arrive_in_a_clean_folio() -> None:
     a.close()
     b.close()
     check_pool(pool)
+
+
+def test_what_a_system_call_reads_lost_its_pins_when_storage_moved_or_was_shared(pipe: Any) -> None:
+    pool = fresh_pool()
+    plain = data("walk", 8 * FOLIO, 1)
+    x: Any = pool.array(plain)
+    pool.evict()
+    assert np.array_equal(x, plain)  # in place, clean, with its copies
+    r, w = pipe
+    writer, _ = blocked(lambda: os.write(w, x))
+    pool.writeback()
+    pool._core.compact()
+    s = pool.snapshot(x)
+    y = pool.array(plain)
+    pool.evict()
+    pool.evict()
+    assert pool.stats().resident_bytes == x.nbytes, "x stays while it is written, the others leave"
+    seen = b"".join(os.read(r, FOLIO) for _ in range(8))
+    while len(seen) < plain.nbytes:
+        seen += os.read(r, FOLIO)
+    writer.join(10)
+    assert seen == plain.tobytes()
+    pool.evict()
+    pool.evict()
+    assert check_pool(pool).resident_bytes == 0, "and leaves when that is done"
+    assert np.array_equal(x, plain) and np.array_equal(s, plain) and np.array_equal(y, plain)
+
+
+def test_a_snapshot_protected_what_a_system_call_was_about_to_write(pipe: Any) -> None:
+    pool = fresh_pool()
+    plain = data("walk", 2 * FOLIO, 1)
+    x: Any = pool.array(plain)
+    r, w = pipe
+    reader, got = blocked(lambda: os.readv(r, [x]))
+    s = pool.snapshot(x)
+    os.write(w, b"\x07" * 4096)
+    reader.join(10)
+    assert got == [4096]
+    assert (x[:4096] == 7).all() and np.array_equal(x[4096:], plain[4096:])
+    assert np.array_equal(s, plain)
+    check_pool(pool)

@@ -260,7 +260,8 @@ def test_forks_with_snapshots() -> None:
         import os
         import numpy as np
         import userswap
-        pool = userswap.Pool(ram="16MiB")
+        from helpers import fresh_pool
+        pool = fresh_pool()
         n = 300 * 8192
         x = pool.array(np.round(np.cumsum(np.random.default_rng(1).standard_normal(n)), 2))
         plain = x.copy()
@@ -315,3 +316,66 @@ def test_a_snapshot_of_a_folio_that_a_system_call_writes_to(tmp_path: object) ->
     assert (x[:3000] == 5).all() and (x[3000:] == 1).all()
     assert (s == 1).all()
     check_pool(pool)
+
+
+def test_snapshots_by_threads_and_faults_did_not_wait_for_each_other_s_workers() -> None:
+    """A snapshot that waited for a locked folio with a worker in its hand, whose owner waited for that worker."""
+    code = """if True:
+        import threading, time
+        import numpy as np
+        import userswap.pool
+        from helpers import check_pool, fresh_pool
+        userswap.pool.MOST_WORKERS = 1
+        pool = fresh_pool()
+        x = pool.zeros((60, 8192), np.int64)
+        x[:] = np.arange(60)[:, None] * 1000 + np.arange(8192) % 7
+        end = time.monotonic() + 1
+        wrong = []
+
+        def shoot():
+            while time.monotonic() < end:
+                wrong.extend(np.flatnonzero(pool.snapshot(x)[:, 7] != np.arange(60) * 1000))
+
+        def touch():
+            while time.monotonic() < end:
+                pool.evict()
+                x.sum()
+
+        threads = [threading.Thread(target=work) for work in (shoot, touch, shoot, touch)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+        check_pool(pool)
+    """
+    done = run_python(code, timeout=30)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_folio_that_could_not_be_stored_was_copied_while_threads_wrote_to_it() -> None:
+    """Nothing is half in a snapshot: it has each folio as it was at one moment, also where there is no room for it."""
+    pool = userswap.Pool(ram="16MiB", swap="none")
+    folios = 40
+    x = pool.array(np.random.default_rng(1).integers(0, 1 << 62, (folios, FOLIO // 8)))
+    x[:, 0] = x[:, -1] = 0
+    stop = threading.Event()
+
+    def write() -> None:
+        turn = 0
+        while not stop.is_set():
+            turn += 1
+            for i in range(folios):
+                x[i, 0] = turn
+                x[i, -1] = turn
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        for _ in range(60):
+            s = pool.snapshot(x)
+            first, last = s[:, 0], s[:, -1]
+            assert ((first == last) | (first == last + 1)).all(), "what was written first is there first"
+    finally:
+        stop.set()
+        thread.join()

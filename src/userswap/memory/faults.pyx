@@ -564,13 +564,15 @@ cdef void memory_free(void* start) noexcept nogil:
     leave()
 
 
-cdef int snapshot_folio(Region* source, Region* target, uint64_t index, Worker* worker) noexcept nogil:
+cdef int snapshot_folio(Region* source, Region* target, uint64_t index) noexcept nogil:
     """Gives the target's folio, which is EMPTY, the content of the source's. 0 or -errno."""
     cdef MemoryPool* pool = source.pool
     cdef uint64_t* at = &source.words[index]
     cdef uint64_t bytes = folio_bytes(source, index)
     cdef char* folio = folio_at(source, index)
     cdef uint64_t word, id
+    cdef Worker* worker
+    cdef bint protected = False
     cdef int error = 0
     while True:
         word = us_load(at)
@@ -582,17 +584,16 @@ cdef int snapshot_folio(Region* source, Region* target, uint64_t index, Worker* 
             word = (word | BUSY) & ~<uint64_t>WAITERS
             break
     us_chaos()
+    worker = codec_take()               # not before: whoever has a worker may not wait for a BUSY word
     id = word_id(word)
     if word_state(word) == DIRTY and word_pins(word) == 0:
         # Stored while it stays in place: from now on it is clean, and its copy is the snapshot's too.
-        error = frame_protect(folio, bytes)
-        if error == 0:
+        protected = frame_protect(folio, bytes) == 0
+        if protected:
             us_set_reading(folio, bytes)
             id = swap_out(pool.swap, worker, folio, <int>bytes, &source.hint, <uint64_t>at, &error)
             us_set_reading(NULL, 0)
-            if id == 0:
-                frame_unprotect(folio, bytes)
-            else:
+            if id:
                 word = word_make(CLEAN, id) | BUSY | (word & YOUNG)
     us_chaos()
     if id and swap_dup(pool.swap, &id, <uint64_t>at) == 0:
@@ -613,6 +614,11 @@ cdef int snapshot_folio(Region* source, Region* target, uint64_t index, Worker* 
         if error == 0:
             us_add(&pool.reclaim.resident, <int64_t>bytes)
             us_store(&target.words[index], word_make(DIRTY, 0))
+        else:
+            frame_vacate(folio_at(target, index), bytes)        # a part of it may have been filled
+    codec_give(worker)
+    if protected and id == 0:
+        frame_unprotect(folio, bytes)   # only now: nobody wrote while it was copied
     us_chaos()
     us_word_release(at, word_make(word_state(word), id) | (word & (PIN_MASK | YOUNG)), WAITERS)
     return error
@@ -621,7 +627,6 @@ cdef int snapshot_folio(Region* source, Region* target, uint64_t index, Worker* 
 cdef int memory_snapshot(MemoryPool* pool, void* start, void* copy) noexcept nogil:
     cdef Region* source = region_at(start)
     cdef Region* target = region_at(copy)
-    cdef Worker* worker
     cdef uint64_t i
     cdef int error = 0
     if (source == NULL or target == NULL or source.pool != pool or target.pool != pool or source.bytes != target.bytes
@@ -631,9 +636,7 @@ cdef int memory_snapshot(MemoryPool* pool, void* start, void* copy) noexcept nog
     for i in range(region_folios(source)):
         # What is stored makes the pool grow before anything leaves. Reclaim takes a worker of its own: before ours.
         reclaim_charge(&pool.reclaim, 0)
-        worker = codec_take()
-        error = snapshot_folio(source, target, i, worker)
-        codec_give(worker)
+        error = snapshot_folio(source, target, i)
         if error:
             break
     reclaim_charge(&pool.reclaim, 0)

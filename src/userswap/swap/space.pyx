@@ -152,7 +152,8 @@ cdef int compress_for(Worker* worker, const void* data, int n, CodecHint* hint) 
 
 
 cdef bint space_has_device(SwapSpace* s) noexcept nogil:
-    return s.current >= 0 or (s.inherited > 0 and s.inherited < MOST_DEVICES and s.directory[0] != 0)
+    # Where ids are slots, those of a forked process are its parent's: a file of its own would be of no use.
+    return s.current >= 0 or (0 < s.inherited < MOST_DEVICES and s.directory[0] != 0 and not s.map.ops.bound)
 
 
 cdef void device_failed(SwapSpace* s, int error) noexcept nogil:
@@ -242,8 +243,8 @@ cdef uint64_t store_at_home(SwapSpace* s, const char* data, int n, uint64_t hold
     """In the slot that the id is, for maps whose ids are slots: the id. What is there is not packed, as in Linux."""
     cdef uint64_t home, id
     cdef uint64_t ignored = 0
-    if not device_usable(s) or s.current > 0:
-        error[0] = -ENOSPC if s.current == 0 else -ENODEV
+    if not device_usable(s):
+        error[0] = -ENOSPC if space_has_device(s) else -ENODEV
         return 0
     id = s.map.ops.alloc(s.map, slot_make(0, 0, 1, True), holder)
     if id == 0:
@@ -298,10 +299,11 @@ cdef bint stored_alike(SwapSpace* s, Worker* worker, uint64_t entry, const void*
     if entry_type(entry) == ZSWAP and not raw:
         memory = zswap_memory(s.zswap, entry_payload(entry), &stored)
         return stored == <uint32_t>length and memcmp(memory, bytes, length) == 0
-    if entry_type(entry) == SLOT and slot_raw(entry) == raw and slot_count(entry) >= slots:
+    if entry_type(entry) == SLOT and slot_raw(entry) == raw:
         if slots * SLOT_BYTES > FOLIO_BYTES or s.devices[slot_device(entry)] == NULL:
             return False
-        if not raw and slot_count(entry) != slots:
+        # A home is as large as a folio can be, whatever is in it; any other run says how long its folio is.
+        if slot_count(entry) != slots and not s.map.ops.bound:
             return False
         # Reading it back is cheaper than writing it once more, and a damaged one is just not alike.
         return (swapfile_read(s.devices[slot_device(entry)], slot_offset(entry), slots, worker.folio) == 0
@@ -665,7 +667,7 @@ cdef int64_t swap_writeback(SwapSpace* s, int64_t want) noexcept nogil:
     cdef int64_t moved = 0, room
     cdef int count, i, error = 0
     cdef Worker* worker = NULL
-    if not device_usable(s) or (s.map.ops.bound and s.current > 0):
+    if not device_usable(s):
         return -ENOSPC if space_has_device(s) else -ENODEV
     us_lock(&s.writeback_lock)
     if s.map.ops.bound:
@@ -735,6 +737,11 @@ cdef bint space_has_slots(SwapSpace* s) noexcept nogil:
 
 cdef void space_inherit(SwapSpace* s) noexcept nogil:
     """In the child: every swap file is an ancestor's from now on."""
+    cdef int64_t i
+    for i in range(us_read(&s.deferred_count)):
+        # Kept from being given out while the slot was; this process writes to no slot of its parent's.
+        if s.deferred[i].id:
+            s.map.ops.free(s.map, <uint64_t>s.deferred[i].id)
     if s.current >= 0:
         s.inherited = s.current + 1
         s.current = -1
