@@ -52,7 +52,7 @@ def document(place: Path) -> dict[str, Any]:
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Comparisons in this process without the check of books and a full zswap."""
     monkeypatch.setattr(compare, "POOL_OBJECTS", (1000, 1000))
-    monkeypatch.setattr(resident, "measure", lambda design, seed: Resident(design, 1, 4096, 4096, 4096, 4096))
+    monkeypatch.setattr(resident, "measure", lambda design, *how: Resident(design, 1, 4096, 4096, 4096, 4096))
 
 
 # ---- what is written ----
@@ -249,7 +249,9 @@ def test_times_are_medians_with_their_spread(document: dict[str, Any]) -> None:
 def test_designs_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, int, int]] = []
 
-    def one_round(design: str, pages: int, seed: int, threads: timing.Threads, *, shuffled: bool) -> dict[str, float]:
+    def one_round(
+        design: str, pages: int, seed: int, threads: timing.Threads, *, shuffled: bool, words: int
+    ) -> dict[str, float]:
         seen.append((design, threads.number, seed))
         return dict.fromkeys(timing.OPERATIONS, 1.0)
 
@@ -274,8 +276,8 @@ class Recorder:
 
     log: ClassVar[list[tuple[str, list[int], dict[str, Any]]]] = []
 
-    def __init__(self, design: str, pages: int, seed: int, *, device: bool, holders: int) -> None:
-        assert device
+    def __init__(self, design: str, pages: int, seed: int, *, device: bool, holders: int, words: int) -> None:
+        assert device and words == 64
         self.pages = pages
         self.map = self
         self.log.append(("fresh", [holders // pages], {}))
@@ -352,7 +354,7 @@ def test_what_maps_say_is_what_is_resident(document: dict[str, Any], design: str
 def test_wrong_books_are_said_loudly(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quickly: None
 ) -> None:
-    def lies(design: str, seed: int) -> Resident:
+    def lies(design: str, seed: int, words: int = 64) -> Resident:
         return Resident(design, 1, 10 << 20, (10 << 20) + (300 << 10), 1 << 20, 1 << 20)
 
     assert not lies("sparse", 1).right

@@ -4,7 +4,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from userswap.cli.main import Parser, version
@@ -33,6 +33,9 @@ def prepare_compare(arguments: list[str]) -> Action:
         default="random",
         help="of faults, dups, puts and writebacks (default %(default)s)",
     )
+    parser.add_argument(
+        "--words", type=int, choices=[64, 32], default=64, help="bits of every word (default %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of everything drawn (default %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write everything there, each sample included")
     parser.add_argument("--csv", metavar="FILE", help="write a line for each figure")
@@ -40,6 +43,7 @@ def prepare_compare(arguments: list[str]) -> Action:
     options = parser.parse_args(arguments)
 
     from userswap.lab import compare, machine, timing
+    from userswap.lab.widths import WIDTHS
 
     pages = options.pages if options.pages is not None else (QUICK_PAGES if options.quick else PAGES)
     rounds = options.rounds if options.rounds is not None else (QUICK_ROUNDS if options.quick else ROUNDS)
@@ -49,7 +53,11 @@ def prepare_compare(arguments: list[str]) -> Action:
         raise UsageError("--rounds must be 1 or more.")
     if options.seed < 0:
         raise UsageError("--seed must be 0 or more.")
-    wanted = compare.Options(designs(options.designs), pages, rounds, options.seed, options.quick, options.order)
+    chosen = designs(options.designs, WIDTHS[options.words].designs)
+    wanted = compare.Options(chosen, pages, rounds, options.seed, options.quick, options.order, options.words)
+    most = compare.most_pages(wanted)
+    if most is not None and pages > most:
+        raise UsageError(f"--pages must be {most:,} or less: words of {options.words} bits can't tell more apart.")
     if compare.need(wanted) > machine.available():
         raise UsageError(
             f"--pages {pages} takes up to {format_size(compare.need(wanted))} of memory, and "
@@ -87,8 +95,9 @@ def prepare_upstream(arguments: list[str]) -> Action:
     options = parser.parse_args(arguments)
 
     from userswap.lab import upstream
+    from userswap.swap.map import DESIGN_NAMES
 
-    wanted = designs(options.designs)
+    wanted = designs(options.designs, DESIGN_NAMES)
     path = writable("--json", options.json)
 
     def action() -> int:
@@ -110,16 +119,14 @@ def add_designs(parser: Parser) -> None:
     parser.add_argument("--designs", metavar="A,B", help="only these designs (default: all)")
 
 
-def designs(text: str | None) -> list[str]:
-    """Return the designs that `--designs` names, all for None. Raises UsageError."""
-    from userswap.swap.map import DESIGN_NAMES
-
+def designs(text: str | None, there: Sequence[str]) -> list[str]:
+    """Return the designs that `--designs` names of those that are there, all for None. Raises UsageError."""
     if text is None:
-        return list(DESIGN_NAMES)
+        return list(there)
     names = [name.strip() for name in text.split(",")]
     for name in names:
-        if name not in DESIGN_NAMES:
-            raise UsageError(f"--designs: there is no design {name!r}, only {', '.join(DESIGN_NAMES)}.")
+        if name not in there:
+            raise UsageError(f"--designs: there is no design {name!r}, only {', '.join(there)}.")
     return list(dict.fromkeys(names))
 
 

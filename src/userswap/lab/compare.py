@@ -5,15 +5,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from userswap.lab import memory, pool, resident, timing
+from userswap.lab import memory, pool, resident, timing, words32
 from userswap.lab.machine import Machine, busy, machine
 from userswap.lab.memory import SCENARIOS, Memory
 from userswap.lab.pool import KERNEL_BYTES, PoolCost
 from userswap.lab.resident import Resident
 from userswap.lab.timing import OPERATIONS, Time
+from userswap.lab.widths import WIDTHS
 from userswap.swap.map import BOUND, DESIGN_NAMES
 
-__all__ = ["GOAL_BYTES", "Options", "Results", "measure", "need", "steps"]
+__all__ = ["GOAL_BYTES", "Options", "Results", "measure", "most_pages", "need", "steps"]
 
 GOAL_BYTES = 24
 """What a swapped page may cost beside its data, everything counted."""
@@ -39,6 +40,8 @@ class Options:
     quick: bool
     order: str
     """Of faults, dups, puts and writebacks: "random", or "allocation"."""
+    words: int = 64
+    """Bits of a word, one of `WIDTHS`."""
 
     @property
     def scenarios(self) -> list[memory.Scenario]:
@@ -58,6 +61,8 @@ class Results:
     time: list[Time] = field(default_factory=list)
     pool: PoolCost | None = None
     resident: list[Resident] = field(default_factory=list)
+    limits: list[dict[str, Any]] = field(default_factory=list)
+    """What words of 32 bits leave to each design."""
 
     @property
     def default(self) -> str:
@@ -94,10 +99,11 @@ class Results:
             row |= {"peak": source.peak, "left": source.left, "unit": "bytes/page" if source.pages else "KiB"}
         document["default"] = self.default
         document["bound"] = sorted(BOUND & set(self.options.designs))
-        document["everything"] = [
-            dict(zip(("design", "peak", "left"), (design, *self.everything(design)), strict=True))
-            for design in self.options.designs
-        ]
+        if self.pool is not None:
+            document["everything"] = [
+                dict(zip(("design", "peak", "left"), (design, *self.everything(design)), strict=True))
+                for design in self.options.designs
+            ]
         document["kernel_published_bytes"] = KERNEL_BYTES
         document["findings"] = list(self.findings())
         return document
@@ -107,7 +113,8 @@ class Results:
     def findings(self) -> Iterator[str]:
         """Say in sentences what the figures say."""
         yield self.found_memory()
-        yield self.found_everything()
+        if self.pool is not None:
+            yield self.found_everything()
         for threads in THREADS:
             yield self.found_time(threads)
         if self.wrong():
@@ -185,6 +192,12 @@ def need(options: Options) -> int:
     return BYTES_A_PAGE * options.pages * max(scenario.times for scenario in options.scenarios)
 
 
+def most_pages(options: Options) -> int | None:
+    """Return how many pages the words of every design can tell from each other in every scenario; None: any."""
+    most = [pages for design in options.designs if (pages := WIDTHS[options.words].most_pages(design)) is not None]
+    return min(most) // max(scenario.times for scenario in options.scenarios) if most else None
+
+
 def measure(options: Options, version: str, step: Callable[[str], None]) -> Results:
     """Measure; `step` is told what comes next.
 
@@ -195,14 +208,19 @@ def measure(options: Options, version: str, step: Callable[[str], None]) -> Resu
     results = Results(options, machine(version), time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     for design in options.designs:
         step(f"checking {design}'s books")
-        results.resident.append(resident.measure(design, options.seed))
-    step("filling zswap")
-    least, most = POOL_OBJECTS
-    results.pool = pool.measure(min(max(options.pages, least), most), options.seed)
+        results.resident.append(resident.measure(design, options.seed, options.words))
+    if options.words == 64:
+        step("filling zswap")
+        least, most = POOL_OBJECTS
+        results.pool = pool.measure(min(max(options.pages, least), most), options.seed)
+    else:
+        # The pool is made for words of 64 bits: what it would take here nobody has built.
+        step("computing limits")
+        results.limits = [words32.limits(design) for design in options.designs]
     for scenario in options.scenarios:
         for design in options.designs:
             step(f"memory, {scenario.name}: {design}")
-            results.memory.append(memory.measure(scenario, design, options.pages, options.seed))
+            results.memory.append(memory.measure(scenario, design, options.pages, options.seed, options.words))
     results.time = measure_time(options, step)
     results.seconds = time.monotonic() - began
     return results
@@ -217,7 +235,8 @@ def measure_time(options: Options, step: Callable[[str], None]) -> list[Time]:
             for design in options.designs:
                 step(f"time, round {turn + 1} of {options.rounds}, {threads} threads: {design}")
                 seed = options.seed + turn
-                measured = timing.one_round(design, options.pages, seed, team, shuffled=options.order == "random")
+                shuffled = options.order == "random"
+                measured = timing.one_round(design, options.pages, seed, team, shuffled=shuffled, words=options.words)
                 for operation, ns in measured.items():
                     samples.setdefault((threads, operation, design), []).append(ns)
     return [

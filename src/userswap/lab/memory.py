@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from userswap.swap.map import BOUND, SLOT, ZSWAP, Map, entry, slot
+from userswap.lab.widths import WIDTHS
+from userswap.swap.map import BOUND, SLOT, ZSWAP, entry, slot
 
 __all__ = ["HOLDERS", "PERCENT", "SCENARIOS", "Holders", "Memory", "Scenario", "Subject", "measure"]
 
@@ -27,10 +28,10 @@ LEVELS = (0.4, 0.9, 0.3, 0.7, 0.25)
 class Subject:
     """A fresh map of one design with the pages that are to be swapped, and the dice."""
 
-    def __init__(self, design: str, pages: int, seed: int, *, device: bool, holders: int = 0) -> None:
+    def __init__(self, design: str, pages: int, seed: int, *, device: bool, holders: int = 0, words: int = 64) -> None:
         self.slots = pages if device or design in BOUND else 0
         self.pages = pages
-        self.map = Map(design, holders=holders or pages, slots=self.slots, slot_run=1)
+        self.map = WIDTHS[words].make(design, holders=holders or pages, slots=self.slots)
         self.map.touch()
         self.dice = np.random.default_rng(seed)
         self.all: Holders = np.arange(pages, dtype=np.uint64)
@@ -180,9 +181,9 @@ class Memory:
         return self.left_bytes / (self.pages_left or 1024)
 
 
-def measure(scenario: Scenario, design: str, pages: int, seed: int) -> Memory:
+def measure(scenario: Scenario, design: str, pages: int, seed: int, words: int = 64) -> Memory:
     """Bring a fresh map of the design into the scenario's state, and then free half of the pages."""
-    subject = Subject(design, pages * scenario.times, seed, device=scenario.device)
+    subject = Subject(design, pages * scenario.times, seed, device=scenario.device, words=words)
     idle = subject.map.metadata()
     scenario.prepare(subject)
     swapped = subject.map.ids()

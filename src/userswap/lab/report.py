@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -13,6 +14,7 @@ from userswap.lab import upstream
 from userswap.lab.compare import THREADS, Results
 from userswap.lab.memory import SCENARIOS
 from userswap.lab.timing import OPERATIONS
+from userswap.sizes import format_size
 from userswap.swap.map import BOUND, DESIGN_NAMES
 
 __all__ = ["SUFFIXES", "console", "print_results", "print_upstream", "write_csv", "write_plot"]
@@ -64,10 +66,14 @@ def print_results(results: Results, to: Console) -> None:
         f"{results.machine.processor}, {results.machine.processors} processors, Linux {results.machine.kernel}."
     )
     to.print("* the default; + needs a swap file, so it has one as large as the pages where the scenario has none.\n")
+    if results.limits:
+        to.print("Words of 32 bits: page tables, entries, counts, references between nodes, folios.\n")
+        to.print(limits_table(results.limits))
     names = [name for name in IDS if name in {scenario.name for scenario in options.scenarios}]
     to.print(memory_table(results, "Metadata, bytes for each swapped page (below: half of them freed)", PLACES))
-    title = "The same, zswap only; at last all that is not data"
-    to.print(memory_table(results, title, names, everything=True))
+    everything = results.pool is not None
+    title = "The same, zswap only" + ("; at last all that is not data" if everything else "")
+    to.print(memory_table(results, title, names, everything=everything))
     to.print(memory_table(results, "The same, zswap only, with so many of the pages shared by so many", SHARING))
     for threads in THREADS:
         title = f"Nanoseconds, {threads} thread{'s' if threads > 1 else ''}: median (below: least to most)"
@@ -78,6 +84,42 @@ def print_results(results: Results, to: Console) -> None:
     for finding in results.findings():
         to.print(f"- {finding}")
     to.print(f"\nMeasured in {results.seconds:.0f} seconds.")
+
+
+def limits_table(limits: list[dict[str, Any]]) -> Table:
+    """Return what fits into words of 32 bits, and below each design what does not."""
+    result = Table(title="What fits", title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("design", "payload\nbits", "file of\n4K pages", "of 64K\nfolios", "zswap\nobjects", "ids",
+                    "count in\nthe entry", "repeated\nvalues"):  # fmt: skip
+        result.add_column(heading, justify="left" if heading == "design" else "right", no_wrap=True)
+    for row in limits:
+        ids = f"{power(row['ids'])}" if "ids" in row else f"{power(row['shared_ids'])} shared"
+        result.add_row(
+            f"{row['design']} *" if row["design"] == DESIGN_NAMES[0] else row["design"],
+            str(row["payload_bits"] or "-"),
+            format_size(row["file_bytes_4k"]),
+            format_size(row["file_bytes_64k"]),
+            power(row["zswap_objects"]),
+            ids,
+            power(row["count_in_entry"]) if row["count_in_entry"] else "none",
+            f"{row['same_filled']:,}",
+        )
+    without: dict[str, list[str]] = {}
+    for row in limits:
+        without.setdefault(", ".join(row["does_not_fit"]), []).append(row["design"])
+    lines = [f"{', '.join(designs)}: {values or 'all of them fit'}" for values, designs in without.items()]
+    samples = "Of values that repeat, do not fit: "
+    result.caption = samples + "; ".join(lines) + "."
+    result.caption_justify = "left"
+    return result
+
+
+def power(number: int) -> str:
+    """Write a number near a power of two as one, others in full."""
+    bits = (number + 1).bit_length() - 1
+    if bits < 10:
+        return str(number)
+    return {1 << bits: f"2^{bits}", (1 << bits) - 1: f"2^{bits} - 1"}.get(number, f"{number:,}")
 
 
 def memory_table(results: Results, title: str, names: Sequence[str], *, everything: bool = False) -> Table:
@@ -156,9 +198,13 @@ def write_csv(results: Results, path: Path) -> None:
             unit = "bytes/page" if row.pages else "KiB"
             after = row.left if row.pages else ""
             writer.writerow(["memory", row.scenario, row.design, "", unit, row.peak, "", "", after, row.given_device])
-        for design in results.options.designs:
+        for design in results.options.designs if results.pool is not None else ():
             peak, left = results.everything(design)
             writer.writerow(["memory", "everything", design, "", "bytes/page", peak, "", "", left, design in BOUND])
+        for limit in results.limits:
+            figures = [(name, value) for name, value in limit.items() if isinstance(value, int)]
+            for name, value in figures:
+                writer.writerow(["limit", name, limit["design"], "", "", value, "", "", "", False])
         for time in results.time:
             writer.writerow(
                 ["time", time.operation, time.design, time.threads, "ns", time.median, time.least, time.most, "", False]
@@ -183,7 +229,7 @@ def write_plot(results: Results, path: Path) -> None:
             spread = [[row.median - row.least for row in rows], [row.most - row.median for row in rows]]
             panel.bar(at, [row.median for row in rows], width, yerr=spread, color=f"C{i}", error_kw={"lw": 0.6})
     panels[0].set_ylabel("bytes for each swapped page (log)")
-    panels[0].set_title(f"Metadata, {results.options.pages:,} pages")
+    panels[0].set_title(f"Metadata, {results.options.pages:,} pages, words of {results.options.words} bits")
     panels[0].set_xticks(range(len(DRAWN)), DRAWN)
     panels[0].legend(ncols=3, fontsize="small")
     for panel, threads in zip(panels[1:], THREADS, strict=True):

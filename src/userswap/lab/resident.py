@@ -1,8 +1,8 @@
 """The check of the books: what a map says it has allocated, against what the kernel says is resident.
 
-Runs in a process of its own for each design, `python -m userswap.lab.resident DESIGN SEED`, because a process that did
-other things before has memory that comes and goes. Half of the pages are shared and half are written back, so that
-every design has something to show. It is looked at twice: at the peak and when half of the pages have been freed.
+Runs in a process of its own for each design, `python -m userswap.lab.resident DESIGN SEED WORDS`, because a process
+that did other things before has memory that comes and goes. Half of the pages are shared and half are written back, so
+that every design has something to show. It is looked at twice: at the peak and when half of the pages have been freed.
 """
 
 import json
@@ -16,7 +16,8 @@ import numpy as np
 
 from userswap.errors import UserswapError
 from userswap.lab.memory import Holders
-from userswap.swap.map import ZSWAP, Map, entry, slot
+from userswap.lab.widths import WIDTHS
+from userswap.swap.map import ZSWAP, entry, slot
 
 __all__ = ["PAGES", "Resident", "measure"]
 
@@ -45,12 +46,12 @@ class Resident:
         return all(abs(said - seen) <= TOLERANCE * seen + SLACK for said, seen in pairs)
 
 
-def measure(design: str, seed: int) -> Resident:
+def measure(design: str, seed: int, words: int = 64) -> Resident:
     """Check one design in a process of its own. Raises UserswapError when that fails."""
     # Injected delays, where a debug build is asked for them, would only take time here.
     environment = {name: value for name, value in os.environ.items() if name != "USERSWAP_CHAOS"}
     done = subprocess.run(
-        [sys.executable, "-m", "userswap.lab.resident", design, str(seed)],
+        [sys.executable, "-m", "userswap.lab.resident", design, str(seed), str(words)],
         capture_output=True,
         text=True,
         check=False,
@@ -70,22 +71,22 @@ def anonymous() -> int:
     raise RuntimeError("/proc/self/smaps_rollup has no line Anonymous")
 
 
-def check(design: str, seed: int) -> Resident:
+def check(design: str, seed: int, words: int) -> Resident:
     """Measure here, in a process that has done nothing else."""
     # Once for nothing, so that what Python keeps for itself is there.
-    work(design, 1000, seed)
-    return work(design, PAGES, seed)
+    work(design, 1000, seed, words)
+    return work(design, PAGES, seed, words)
 
 
-def work(design: str, pages: int, seed: int) -> Resident:
+def work(design: str, pages: int, seed: int, words: int) -> Resident:
     dice = np.random.default_rng(seed)
     everything: Holders = np.arange(pages, dtype=np.uint64)
     shared, moved = (dice.permutation(everything)[: pages // 2] for _ in range(2))
     gone = everything[: pages // 2]  # in order, so that there is memory to give back
     both, single = np.intersect1d(shared, gone), np.setdiff1d(gone, shared)
-    table = -(-pages * 8 // PAGE) * PAGE
+    table = -(-pages * WIDTHS[words].holder_bytes // PAGE) * PAGE
     before = anonymous() + table
-    swap_map = Map(design, holders=pages, slots=pages, slot_run=1)
+    swap_map = WIDTHS[words].make(design, holders=pages, slots=pages)
     swap_map.touch()
     swap_map.run("alloc", everything, entry(ZSWAP, 1))
     swap_map.run("add", shared)
@@ -98,4 +99,4 @@ def work(design: str, pages: int, seed: int) -> Resident:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(check(sys.argv[1], int(sys.argv[2])))))
+    print(json.dumps(asdict(check(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))))

@@ -104,7 +104,9 @@ class Threads:
         return max(self.executor.map(one, range(self.number)))
 
 
-def one_round(design: str, pages: int, seed: int, threads: Threads, *, shuffled: bool) -> dict[str, float]:
+def one_round(
+    design: str, pages: int, seed: int, threads: Threads, *, shuffled: bool, words: int = 64
+) -> dict[str, float]:
     """Measure every operation once."""
     # the same number in each thread, in whole runs
     each = pages // (threads.number * RUN) * RUN
@@ -116,7 +118,8 @@ def one_round(design: str, pages: int, seed: int, threads: Threads, *, shuffled:
     result: dict[str, float] = {}
 
     def fresh(holders: int = 1) -> tuple[Subject, Callable[..., float]]:
-        subject = Subject(design, each * threads.number, seed, device=True, holders=holders * each * threads.number)
+        all_pages = each * threads.number
+        subject = Subject(design, all_pages, seed, device=True, holders=holders * all_pages, words=words)
         return subject, lambda *args, **options: threads.run(subject, *args, **options)
 
     _, run = fresh()

@@ -81,6 +81,14 @@ static inline void us_store_ptr(void **p, void *v) { __atomic_store_n(p, v, __AT
 static inline uint8_t us_load_byte(const uint8_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void us_store_byte(uint8_t *p, uint8_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 
+/* Words of 32 bits: the lab's designs for machines whose words are that long. */
+static inline uint32_t us_load32(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline void us_store32(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+static inline int us_cas32(uint32_t *p, uint32_t seen, uint32_t next) {
+    return __atomic_compare_exchange_n(p, &seen, next, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+}
+static inline uint32_t us_swap32(uint32_t *p, uint32_t v) { return __atomic_exchange_n(p, v, __ATOMIC_ACQ_REL); }
+
 static inline void us_pause(void) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
@@ -142,6 +150,18 @@ static inline void us_word_wait(uint64_t *p, uint64_t seen, uint64_t waiters) {
 }
 static inline void us_word_release(uint64_t *p, uint64_t next, uint64_t waiters) {
     if (us_swap(p, next) & waiters) us_futex_wake((uint32_t *)p, INT_MAX);
+}
+
+/* The same for a word of 32 bits. */
+static inline void us_word32_wait(uint32_t *p, uint32_t seen, uint32_t waiters) {
+    if (!(seen & waiters)) {
+        if (!us_cas32(p, seen, seen | waiters)) return;
+        seen |= waiters;
+    }
+    us_futex_wait(p, seen);
+}
+static inline void us_word32_release(uint32_t *p, uint32_t next, uint32_t waiters) {
+    if (us_swap32(p, next) & waiters) us_futex_wake(p, INT_MAX);
 }
 
 /* ---- time ---- */

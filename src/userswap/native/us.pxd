@@ -23,6 +23,10 @@ cdef extern from "us.h" nogil:
     void us_store_ptr(void** p, void* v) noexcept
     uint8_t us_load_byte(const uint8_t* p) noexcept
     void us_store_byte(uint8_t* p, uint8_t v) noexcept
+    uint32_t us_load32(const uint32_t* p) noexcept
+    void us_store32(uint32_t* p, uint32_t v) noexcept
+    bint us_cas32(uint32_t* p, uint32_t seen, uint32_t next) noexcept
+    uint32_t us_swap32(uint32_t* p, uint32_t v) noexcept
     void us_pause() noexcept
 
     void us_futex_wait(uint32_t* p, uint32_t seen) noexcept
@@ -34,6 +38,8 @@ cdef extern from "us.h" nogil:
     void us_unlock(us_mutex* m) noexcept
     void us_word_wait(uint64_t* p, uint64_t seen, uint64_t waiters) noexcept
     void us_word_release(uint64_t* p, uint64_t next, uint64_t waiters) noexcept
+    void us_word32_wait(uint32_t* p, uint32_t seen, uint32_t waiters) noexcept
+    void us_word32_release(uint32_t* p, uint32_t next, uint32_t waiters) noexcept
 
     unsigned int us_stripe() noexcept                    # of this thread: take it modulo the stripes that there are
     int64_t us_now() noexcept                            # nanoseconds, monotonic
