@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from test_swap_map import LESS, Ids, alone, drop, kind_of, span, together
+from maps import LESS, Ids, alone, drop, kind_of, span, together
 from userswap.swap.map import CACHE, COUNT_MAX, SAME, SLOT, ZSWAP, Map, entry, slot
 
 PAGE = 4096

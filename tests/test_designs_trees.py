@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from test_swap_map import LESS, almost_nothing, alone, drop, kind_of, span, together
+from maps import LESS, almost_nothing, alone, drop, kind_of, span, together
 from userswap.swap.map import CACHE, COUNT_MAX, DEBUG, SLOT, ZSWAP, Map, entry, slot
 
 DESIGNS = ("single_tree", "two_trees", "descriptor", "vswap")
@@ -19,14 +20,8 @@ designs = pytest.mark.parametrize("design", DESIGNS)
 
 
 def each(work: Callable[[int], Any], threads: int) -> list[Any]:
-    """work(0), work(1) .. in threads that start together; what they return. What fails in one fails here."""
-
-    def done(thread: int) -> tuple[Any]:
-        return (work(thread),)
-
-    results = together(*[lambda thread=thread: done(thread) for thread in range(threads)])
-    assert all(results), "an assertion failed in a thread: it is above"
-    return [result for (result,) in results]
+    """work(0), work(1) .. in threads that start together; what they return."""
+    return together(*[partial(work, thread) for thread in range(threads)])
 
 
 def walk(swap_map: Map, device: int = 0) -> tuple[list[int], int]:

@@ -14,10 +14,15 @@ def wait(pid):
 """
 
 
+def ends_well(program: str) -> str:
+    """The program, which forks, ends with status 0 in a process of its own; what it wrote to stderr."""
+    result = run_python(PRELUDE + program)
+    assert result.returncode == 0, result.stderr
+    return result.stderr
+
+
 def test_a_child_reads_and_writes_its_own_copy_of_swapped_memory() -> None:
-    code = (
-        PRELUDE
-        + """
+    ends_well("""
 pool = fresh_pool("32MiB")
 array = pool.empty((48, 1 << 17))               # 48 MiB: most of it is swapped, some is clean, some dirty
 for i in range(48): array[i] = values(i)
@@ -36,16 +41,11 @@ code = wait(pid)
 assert all(np.array_equal(array[i], values(i + 200 if i % 3 == 0 else i)) for i in range(48) if i != 7)
 assert pool._core.check()["wrong"] == 0
 sys.exit(code)
-"""
-    )
-    result = run_python(code)
-    assert result.returncode == 0, result.stderr
+""")
 
 
 def test_fork_while_other_threads_fault_and_reclaim_runs() -> None:
-    code = (
-        PRELUDE
-        + """
+    ends_well("""
 pool = fresh_pool("24MiB")
 array = pool.empty((32, 1 << 17))
 for i in range(32): array[i] = values(i)
@@ -68,16 +68,11 @@ stop.set()
 for t in threads: t.join()
 assert bad == 0, bad
 assert pool._core.check()["wrong"] == 0
-"""
-    )
-    result = run_python(code)
-    assert result.returncode == 0, result.stderr
+""")
 
 
 def test_a_grandchild_reads_right_bytes_too() -> None:
-    code = (
-        PRELUDE
-        + """
+    ends_well("""
 pool = fresh_pool("24MiB")
 array = pool.empty((32, 1 << 17))
 for i in range(32): array[i] = values(i)
@@ -90,16 +85,11 @@ if pid == 0:
         os._exit(0 if ok else 3)
     os._exit(wait(pid))
 sys.exit(wait(pid))
-"""
-    )
-    result = run_python(code)
-    assert result.returncode == 0, result.stderr
+""")
 
 
 def test_children_read_the_parents_swap_file_while_the_parent_reuses_it() -> None:
-    code = (
-        PRELUDE
-        + """
+    complaints = ends_well("""
 import time
 pool = fresh_pool("16MiB")
 array = pool.empty((40, 1 << 17))
@@ -132,17 +122,12 @@ assert all(np.array_equal(array[i], values(i)) for i in range(40))
 del array
 from helpers import check_empty
 check_empty(pool)
-"""
-    )
-    result = run_python(code)
-    assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
+""")
+    assert complaints == ""
 
 
 def test_slots_stay_while_a_grandchild_lives_and_go_when_it_is_killed() -> None:
-    code = (
-        PRELUDE
-        + """
+    ends_well("""
 import signal, time
 pool = fresh_pool("16MiB")
 array = pool.empty((40, 1 << 17))
@@ -173,16 +158,11 @@ for i in range(40): array[i] = values(i)
 del array
 from helpers import check_empty
 check_empty(pool)
-"""
-    )
-    result = run_python(code)
-    assert result.returncode == 0, result.stderr
+""")
 
 
 def test_subprocess_and_spawned_workers_are_not_our_business() -> None:
-    code = (
-        PRELUDE
-        + """
+    ends_well("""
 import subprocess, multiprocessing
 pool = fresh_pool("24MiB")
 array = pool.empty((32, 1 << 17))
@@ -191,17 +171,12 @@ assert subprocess.run(["true"]).returncode == 0
 assert subprocess.run(["true"], preexec_fn=lambda: None).returncode == 0
 assert subprocess.check_output(["cat"], input=array[5].tobytes()) == values(5).tobytes()
 assert all(np.array_equal(array[i], values(i)) for i in range(32))
-"""
-    )
-    result = run_python(code)
-    assert result.returncode == 0, result.stderr
+""")
 
 
 def test_a_child_may_write_to_what_was_clean_in_every_pool() -> None:
     """Write protection is not inherited: a folio that stayed CLEAN would drop the child's writes at eviction."""
-    code = (
-        PRELUDE
-        + """
+    ends_well("""
 from helpers import check_pool, check_empty
 def out(pool): pool.evict(); pool.evict()
 pools = [fresh_pool("16MiB", swap="none") for _ in range(3)]
@@ -229,17 +204,12 @@ for pool, a in zip(pools, arrays):
     out(pool)
     assert all(np.array_equal(a[i], values(i)) for i in range(4))
 sys.exit(code)
-"""
-    )
-    result = run_python(code)
-    assert result.returncode == 0, result.stderr
+""")
 
 
 def test_a_child_frees_what_it_inherited_and_the_parents_swap_file_stays_whole() -> None:
     """The slots, their blocks on disk and the file's length are the parent's, whatever the child ends."""
-    code = (
-        PRELUDE
-        + """
+    ends_well("""
 import gc
 pool = fresh_pool("16MiB")
 noise = lambda i: np.random.default_rng(i).random(1 << 17)
@@ -255,16 +225,11 @@ if pid == 0:
     os._exit(0)
 assert wait(pid) == 0
 assert all(np.array_equal(array[i], noise(i)) for i in range(32))
-"""
-    )
-    result = run_python(code)
-    assert result.returncode == 0, result.stderr
+""")
 
 
 def test_a_child_reads_on_when_the_parents_pool_has_ended() -> None:
-    code = (
-        PRELUDE
-        + """
+    ends_well("""
 import gc
 pool = fresh_pool("16MiB")
 noise = lambda i: np.random.default_rng(i).random(1 << 17)
@@ -280,16 +245,11 @@ pool.close(); del pool
 gc.collect()
 os.write(go[1], b"x")
 sys.exit(wait(pid))
-"""
-    )
-    result = run_python(code)
-    assert result.returncode == 0, result.stderr
+""")
 
 
 def test_pins_of_the_parents_threads_do_not_hold_memory_in_the_child() -> None:
-    code = (
-        PRELUDE
-        + """
+    ends_well("""
 import time
 from helpers import check_pool
 pool = fresh_pool("16MiB", swap="none")
@@ -312,16 +272,11 @@ os.write(ends[1], b"x" * 8)
 thread.join()
 assert array[1].tobytes()[:8] == b"x" * 8
 sys.exit(code)
-"""
-    )
-    result = run_python(code)
-    assert result.returncode == 0, result.stderr
+""")
 
 
 def test_a_pool_that_has_ended_is_no_business_of_a_fork() -> None:
-    code = (
-        PRELUDE
-        + """
+    ends_well("""
 import ctypes, gc
 ctypes.CDLL(None).mallopt(-6, 0xA5)                     # M_PERTURB: freed memory is garbage
 pools = [fresh_pool("16MiB", swap="none") for _ in range(4)]
@@ -332,17 +287,12 @@ pid = os.fork()
 if pid == 0:
     os._exit(0 if (arrays[1] == 1).all() and (arrays[3] == 3).all() else 3)
 sys.exit(wait(pid))
-"""
-    )
-    result = run_python(code)
-    assert result.returncode == 0, result.stderr
+""")
 
 
 def test_forks_leave_no_descriptor_behind() -> None:
     """Each fork under swap makes a pipe and, in the child, a userfaultfd: of dead children nothing is left."""
-    code = (
-        PRELUDE
-        + """
+    ends_well("""
 import time
 pool = fresh_pool("16MiB")
 array = pool.empty((24, 1 << 17))
@@ -366,17 +316,12 @@ assert [wait(pid) for pid in children] == [0] * 5
 time.sleep(0.02)
 assert wait(fork()) == 0
 assert count() <= before + 1
-"""
-    )
-    result = run_python(code)
-    assert result.returncode == 0, result.stderr
+""")
 
 
 def test_slots_kept_for_one_child_are_not_another_childs_to_free() -> None:
     """A child forked while the parent keeps slots for an earlier one has a file, and slot numbers, of its own."""
-    code = (
-        PRELUDE
-        + """
+    ends_well("""
 idle = [fresh_pool("16MiB", swap="none")]
 pool = fresh_pool("16MiB")
 idle.append(fresh_pool("16MiB", swap="none"))            # pools without slots, earlier and later
@@ -402,16 +347,11 @@ for i in range(24): array[i] = noise(i + 1000)
 os.write(go[1], b"x")
 assert wait(first) == 0
 assert all(np.array_equal(array[i], noise(i + 1000)) for i in range(24))
-"""
-    )
-    result = run_python(code)
-    assert result.returncode == 0, result.stderr
+""")
 
 
 def test_slots_are_not_kept_for_a_child_that_became_another_program() -> None:
-    code = (
-        PRELUDE
-        + """
+    ends_well("""
 import signal, time
 from helpers import check_empty
 pool = fresh_pool("16MiB")
@@ -426,17 +366,12 @@ time.sleep(0.03)
 del array
 check_empty(pool)
 os.kill(pid, signal.SIGKILL)
-"""
-    )
-    result = run_python(code)
-    assert result.returncode == 0, result.stderr
+""")
 
 
 def test_more_children_than_are_counted_still_read_what_they_had() -> None:
     """Past a few hundred at once there is no pipe for a child: then its slots are kept for good, not lost."""
-    code = (
-        PRELUDE
-        + """
+    ends_well("""
 pool = fresh_pool("16MiB")
 noise = lambda i: np.random.default_rng(i).random(1 << 17)
 array = pool.empty((20, 1 << 17))
@@ -457,17 +392,12 @@ for i in range(20): array[i] = noise(i + 100)           # uses slots again that 
 os.write(go_last[1], b"x")
 assert wait(last) == 0
 assert all(np.array_equal(array[i], noise(i + 100)) for i in range(20))
-"""
-    )
-    result = run_python(code)
-    assert result.returncode == 0, result.stderr
+""")
 
 
 def test_threads_of_a_child_share_the_one_swap_file_that_it_opens() -> None:
     """It is opened when the first of them needs it; a second one must not take its place."""
-    code = (
-        PRELUDE
-        + """
+    ends_well("""
 pool = fresh_pool("32MiB")
 array = pool.empty((24, 1 << 17))
 for i in range(24): array[i] = values(i)
@@ -487,7 +417,4 @@ for turn in range(8):
         os._exit(0 if all(np.array_equal(array[i], values(i)) for i in range(0, 24, 2)) else 3)
     codes.append(wait(pid))
 assert codes == [0] * 8, codes
-"""
-    )
-    result = run_python(code)
-    assert result.returncode == 0, result.stderr
+""")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import threading
 from pathlib import Path
 
@@ -149,7 +148,7 @@ def test_a_pools_swap_file_and_memory_go_with_its_last_array() -> None:
     def kept() -> tuple[int, int]:
         gc.collect()
         with Path("/proc/self/maps").open() as maps:
-            return len(os.listdir("/proc/self/fd")), sum(1 for _ in maps)  # noqa: PTH208
+            return len(list(Path("/proc/self/fd").iterdir())), sum(1 for _ in maps)
 
     def use() -> None:
         pool = fresh_pool()

@@ -2,84 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from maps import ALMOST_NOTHING, LESS, PATIENCE, Ids, almost_nothing, alone, drop, kind_of, span, together
 from userswap.swap.map import BOUND, CACHE, COUNT_MAX, DEBUG, DESIGN_NAMES, SAME, SLOT, ZSWAP, Map, entry, slot
 
-Ids = npt.NDArray[np.uint64]
-ALMOST_NOTHING = 64 << 10  # what a map that was used may keep beyond an empty one
 # Linux begins an unused cluster before it gives single slots what runs have left of others.
 CLUSTERS_FIRST = {"swap_table", "redirect"}
-# One thread alone needs 75 s for a quarter of a million ids when every third step is delayed.
-PATIENCE = 120.0 if int(os.environ.get("USERSWAP_CHAOS", "1000")) >= 20 else 600.0
-LESS = 20 if DEBUG else 1  # the debug build sleeps at transitions: few rounds meet as often as many
-
-# vswap's clusters: one of each order stays with a CPU that allocates from it, and no order takes room from another.
-CLUSTER = 512 * 24
-ORDERS = 6
 
 designs = pytest.mark.parametrize("design", DESIGN_NAMES)
-
-
-def almost_nothing(design: str, slots: int = 0) -> int:
-    """What a map may keep for good: Linux 6.3 its continuation pages, 8 for 4096 slots at most, until swapoff."""
-    more = {"slot": (slots // 4096 + 1) * 8 * 4096, "vswap": ORDERS * CLUSTER * (os.cpu_count() or 1)}
-    return ALMOST_NOTHING + more.get(design, 0)
-
-
-def span(first: int, n: int) -> Ids:
-    return np.arange(first, first + n, dtype=np.uint64)
-
-
-def kind_of(word: int) -> int:
-    return (word >> 3) & 7
-
-
-def drop(swap_map: Map, holder: int) -> int:
-    """Put the last reference and free the id; the entry that it had."""
-    left, word = swap_map.put(holder)
-    assert left == 0
-    swap_map.free(holder)
-    return word
-
-
-def together(*work: Callable[[], Any]) -> list[Any]:
-    """Run each in a thread of its own, all starting at once. A thread that hangs fails the test."""
-    results: list[Any] = [None] * len(work)
-    start = threading.Barrier(len(work))
-
-    def run(i: int) -> None:
-        start.wait()
-        results[i] = work[i]()
-
-    threads = [threading.Thread(target=run, args=(i,), daemon=True) for i in range(len(work))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE)
-        assert not thread.is_alive(), "a thread waits for a lock that nobody will give it"
-    return results
-
-
-def alone(program: str) -> None:
-    """Run a program about memory in a process of its own, without injected delays."""
-    environment = os.environ | {"USERSWAP_CHAOS": "0"}
-    command = [sys.executable, "-c", textwrap.dedent(program)]
-    subprocess.run(command, check=True, timeout=PATIENCE, env=environment)
 
 
 # ---- against a model ----
@@ -887,7 +830,7 @@ def test_of_many_last_puts_one_frees(design: str, n: int, threads: int, in_step:
             swap_map.run("dup", holders[0], into=mine)
         order = rng.permutation(n)
         turns = [mine[order if in_step else rng.permutation(n)] for mine in holders]
-        together(*[lambda mine=mine: swap_map.run("put", mine) for mine in turns])  # noqa: B023
+        together(*[partial(swap_map.run, "put", mine) for mine in turns])
         assert swap_map.ids() == 0
         assert swap_map.metadata() <= empty + almost_nothing(design)
 

@@ -8,18 +8,17 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+from maps import LESS, PATIENCE, Ids, drop, span, together
 from support import userswap
 from userswap.cli import main as command
 from userswap.lab import compare, memory, resident, timing
@@ -27,33 +26,13 @@ from userswap.lab.resident import Resident
 from userswap.lab.words32 import DESIGN_NAMES32, SAMPLES, Map32, limits
 from userswap.swap.map import BOUND, CACHE, DEBUG, SAME, SLOT, ZSWAP, Map, entry, slot
 
-Ids = npt.NDArray[np.uint64]
 designs = pytest.mark.parametrize("design", DESIGN_NAMES32)
-LESS = 20 if DEBUG else 1
 COUNT_MAX = 2**32 - 1
-PATIENCE = 120
-
-
-def span(first: int, n: int) -> Ids:
-    return np.arange(first, first + n, dtype=np.uint64)
-
-
-def together(*work: Callable[[], Any]) -> list[Any]:
-    with ThreadPoolExecutor(len(work)) as threads:
-        return [future.result(PATIENCE) for future in [threads.submit(one) for one in work]]
 
 
 def place(i: int) -> int:
     """The entry of slot i, as large as a folio of 64 KiB."""
     return slot(0, 16 * i)
-
-
-def drop(swap_map: Map32, holder: int) -> int:
-    """The last put and free of a holder's id; its last entry."""
-    left, seen = swap_map.put(holder)
-    assert left == 0
-    swap_map.free(holder)
-    return seen
 
 
 # ---- against a dict ----
@@ -385,7 +364,7 @@ def test_of_many_last_puts_one_frees(design: str, n: int) -> None:
         for mine in holders[1:]:
             swap_map.run("dup", holders[0], into=mine)
         order = np.random.default_rng(turn).permutation(n)
-        together(*[lambda mine=mine: swap_map.run("put", mine[order], together=3) for mine in holders])  # noqa: B023
+        together(*[partial(swap_map.run, "put", mine[order], together=3) for mine in holders])
         assert swap_map.ids() == 0
 
 
@@ -398,8 +377,9 @@ def test_lookups_while_the_map_grows_and_shrinks(design: str) -> None:
         swap_map.run("dup", span(0, 40), into=span(100, 40))
         counters = np.zeros(40, np.int64)
         rounds = 2000 // LESS if n == 1025 else 200_000
+        many = span(10_000, n)
 
-        def grow(swap_map: Map32 = swap_map, many: Ids = span(10_000, n)) -> None:  # noqa: B008
+        def grow(swap_map: Map32 = swap_map, many: Ids = many) -> None:
             some = many[::7].copy()
             swap_map.run("alloc", many, entry(ZSWAP, 1))
             swap_map.run("add", some)

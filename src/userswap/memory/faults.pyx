@@ -571,7 +571,7 @@ cdef int snapshot_folio(Region* source, Region* target, uint64_t index) noexcept
     cdef uint64_t bytes = folio_bytes(source, index)
     cdef char* folio = folio_at(source, index)
     cdef uint64_t word, id
-    cdef Worker* worker
+    cdef Worker* worker = NULL
     cdef bint protected = False
     cdef int error = 0
     while True:
@@ -584,8 +584,9 @@ cdef int snapshot_folio(Region* source, Region* target, uint64_t index) noexcept
             word = (word | BUSY) & ~<uint64_t>WAITERS
             break
     us_chaos()
-    worker = codec_take()               # not before: whoever has a worker may not wait for a BUSY word
     id = word_id(word)
+    if id == 0:
+        worker = codec_take()           # not before: whoever has a worker may not wait for a BUSY word
     if word_state(word) == DIRTY and word_pins(word) == 0:
         # Stored while it stays in place: from now on it is clean, and its copy is the snapshot's too.
         protected = frame_protect(folio, bytes) == 0
@@ -603,6 +604,8 @@ cdef int snapshot_folio(Region* source, Region* target, uint64_t index) noexcept
     else:
         # A system call is writing into it, or there is no room to store it: a copy, of its own.
         error = 0
+        if worker == NULL:
+            worker = codec_take()
         if word_state(word) == SWAPPED:
             error = swap_in(pool.swap, worker, id, worker.folio, <int>bytes, 0)
         else:
@@ -616,7 +619,8 @@ cdef int snapshot_folio(Region* source, Region* target, uint64_t index) noexcept
             us_store(&target.words[index], word_make(DIRTY, 0))
         else:
             frame_vacate(folio_at(target, index), bytes)        # a part of it may have been filled
-    codec_give(worker)
+    if worker != NULL:
+        codec_give(worker)
     if protected and id == 0:
         frame_unprotect(folio, bytes)   # only now: nobody wrote while it was copied
     us_chaos()
@@ -634,8 +638,10 @@ cdef int memory_snapshot(MemoryPool* pool, void* start, void* copy) noexcept nog
         return -EINVAL
     enter()
     for i in range(region_folios(source)):
-        # What is stored makes the pool grow before anything leaves. Reclaim takes a worker of its own: before ours.
-        reclaim_charge(&pool.reclaim, 0)
+        # What is stored makes the pool grow before anything leaves; what is shared, the map, by a few bytes each.
+        # Reclaim takes a worker of its own: before ours.
+        if word_state(us_load(&source.words[i])) == DIRTY or i & 63 == 0:
+            reclaim_charge(&pool.reclaim, 0)
         error = snapshot_folio(source, target, i)
         if error:
             break

@@ -5,13 +5,14 @@
 #   +--------+-------------------+------+----+-----+------+---------+------+
 #   | map (8)|    folio (48)     |  -   |GONE|CACHE|  map | WAITERS |LOCKED|
 #   +--------+-------------------+------+----+-----+------+---------+------+
-from libc.limits cimport INT_MAX
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 
-from userswap.native.us cimport us_assert, us_cas, us_chaos, us_futex_wake, us_load
+from userswap.native.us cimport us_assert, us_cas, us_chaos, us_load, us_lock, us_unlock
 from userswap.swap.entry cimport (
-    CACHE, ENTRY_LOCKED, ENTRY_PAYLOAD_SHIFT, ENTRY_WAITERS, FREE, entry_make, entry_seen, entry_type,
+    CACHE, ENTRY_CACHED, ENTRY_LOCKED, ENTRY_PAYLOAD_SHIFT, FREE, entry_make, entry_seen, entry_type,
 )
+from userswap.swap.idtree cimport IdTree, id_cache, id_word, side_at
+from userswap.swap.radix cimport RadixTree
 
 cdef extern from *:
     """
@@ -41,8 +42,30 @@ cdef inline bint word_try_shown(uint64_t* word, uint64_t entry) noexcept nogil:
         seen = us_load(word)
     return False
 
-# After a word was unlocked that was `seen` before: the id may be gone by now, see idtree.pxd.
-cdef inline void word_wake(uint64_t* word, uint64_t seen) noexcept nogil:
-    us_chaos()
-    if seen & ENTRY_WAITERS:
-        us_futex_wake(<uint32_t*>word, INT_MAX)
+# The swap cache of such ids: in the word of a CACHE entry, else in a side tree. See SwapMapOps.cache and cached.
+cdef inline int folio_cache(IdTree* t, RadixTree* folios, uint64_t id, uint64_t folio) noexcept nogil:
+    cdef uint64_t* word = id_word(t, id)
+    cdef uint64_t seen = us_load(word)
+    if entry_type(seen) != CACHE:
+        return id_cache(t, folios, id, folio)
+    us_assert((seen & ENTRY_LOCKED) != 0, "cache: under the entry's lock")
+    while not us_cas(word, seen, (seen & ~WORD_FOLIO) | (word_of_folio(folio) & WORD_FOLIO)):
+        seen = us_load(word)
+    return 0
+
+cdef inline uint64_t folio_cached(IdTree* t, RadixTree* folios, uint64_t id) noexcept nogil:
+    cdef uint64_t* word = id_word(t, id)
+    cdef uint64_t seen = us_load(word)
+    cdef uint64_t folio = 0
+    if entry_type(seen) == CACHE:
+        return word_folio(seen)
+    if seen & ENTRY_CACHED:
+        us_chaos()
+        us_lock(&t.mutex)
+        seen = us_load(word)
+        if entry_type(seen) == CACHE:
+            folio = word_folio(seen)
+        elif seen & ENTRY_CACHED:
+            folio = side_at(folios, id)[0]
+        us_unlock(&t.mutex)
+    return folio

@@ -46,6 +46,11 @@ cdef bint side_set(RadixTree* tree, uint64_t id, uint64_t value) noexcept nogil 
 cdef void side_clear(RadixTree* tree, uint64_t id) noexcept nogil                  # a word that is set
 cdef uint64_t* side_at(RadixTree* tree, uint64_t id) noexcept nogil                # NULL: no such leaf
 
+# The swap cache in a side tree: ENTRY_CACHED in the word says that the id has its folio there, and both change under
+# one hold of the mutex. See SwapMapOps.cache and cached.
+cdef int id_cache(IdTree* t, RadixTree* folios, uint64_t id, uint64_t folio) noexcept nogil
+cdef uint64_t id_cached(IdTree* t, RadixTree* folios, uint64_t id) noexcept nogil
+
 # A side page: words of the same ids beside a leaf's own, made for a leaf when first one is wanted, and gone with the
 # leaf. So who has a live id reads it without a lock. Makes the id's leaf have one; False: no memory. Takes the mutex.
 cdef bint id_aside(IdTree* t, uint64_t* word) noexcept nogil
@@ -92,6 +97,13 @@ cdef inline bint word_try(uint64_t* word, uint64_t entry) noexcept nogil:
         seen = us_load(word)
     return False
 
+# After a word was unlocked that was `seen` before: the id may be gone by now (see the top).
+cdef inline void word_wake(uint64_t* word, uint64_t seen) noexcept nogil:
+    us_chaos()
+    if seen & ENTRY_WAITERS:
+        # All of them: those who find it locked again must set WAITERS again.
+        us_futex_wake(<uint32_t*>word, INT_MAX)
+
 # Unlocks with another entry. The bits of `keep` are the design's and may change until the very CAS.
 cdef inline void word_unlock(uint64_t* word, uint64_t entry, uint64_t keep) noexcept nogil:
     cdef uint64_t seen
@@ -103,7 +115,4 @@ cdef inline void word_unlock(uint64_t* word, uint64_t entry, uint64_t keep) noex
         us_chaos()
         if us_cas(word, seen, entry | (seen & keep)):
             break
-    us_chaos()
-    if seen & ENTRY_WAITERS:
-        # All of them: those who find it locked again must set WAITERS again.
-        us_futex_wake(<uint32_t*>word, INT_MAX)
+    word_wake(word, seen)

@@ -3,12 +3,15 @@
 Ids are dense, lowest leaf first, so that few ids need few nodes and a tree that was large becomes small again. Free
 ids of a leaf are chained through their words: a FREE word's payload is the next free position and one, 0 at the end.
 """
+from libc.errno cimport ENOMEM
 from libc.stdint cimport uint64_t
 
-from userswap.native.us cimport us_assert, us_chaos, us_load, us_lock, us_store, us_store_ptr, us_unlock, us_write
+from userswap.native.us cimport (
+    us_and, us_assert, us_chaos, us_load, us_lock, us_or, us_store, us_store_ptr, us_unlock, us_write,
+)
 from userswap.swap.entry cimport (
-    ENTRY_GONE, ENTRY_LOCKED, ENTRY_WAITERS, FREE, SLOT, entry_make, entry_payload, entry_seen, entry_type,
-    slot_device,
+    ENTRY_CACHED, ENTRY_GONE, ENTRY_LOCKED, ENTRY_WAITERS, FREE, SLOT, entry_make, entry_payload, entry_seen,
+    entry_type, slot_device,
 )
 from userswap.swap.radix cimport (
     RADIX_INDEX_BITS, RADIX_MASK, RADIX_SHIFT, RADIX_SLOTS, Node, RadixTree, radix_drop, radix_first_hole,
@@ -181,6 +184,37 @@ cdef bint id_alloc_run(IdTree* t, const uint64_t* words, int n, uint64_t* ids) n
     done = id_take_run(t, words, n, ids)
     us_unlock(&t.mutex)
     return done
+
+
+cdef int id_cache(IdTree* t, RadixTree* folios, uint64_t id, uint64_t folio) noexcept nogil:
+    cdef uint64_t* word = id_word(t, id)
+    cdef int result = 0
+    us_assert((us_load(word) & ENTRY_LOCKED) != 0, "cache: under the entry's lock")
+    us_lock(&t.mutex)
+    if folio == 0:
+        if us_load(word) & ENTRY_CACHED:
+            us_and(word, ~<uint64_t>ENTRY_CACHED)
+            us_chaos()
+            side_clear(folios, id)
+    elif side_set(folios, id, folio):
+        us_chaos()
+        us_or(word, ENTRY_CACHED)
+    else:
+        result = -ENOMEM
+    us_unlock(&t.mutex)
+    return result
+
+
+cdef uint64_t id_cached(IdTree* t, RadixTree* folios, uint64_t id) noexcept nogil:
+    cdef uint64_t* word = id_word(t, id)
+    cdef uint64_t folio = 0
+    if us_load(word) & ENTRY_CACHED:
+        us_chaos()
+        us_lock(&t.mutex)
+        if us_load(word) & ENTRY_CACHED:
+            folio = side_at(folios, id)[0]
+        us_unlock(&t.mutex)
+    return folio
 
 
 cdef bint id_aside(IdTree* t, uint64_t* word) noexcept nogil:

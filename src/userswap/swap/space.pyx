@@ -239,9 +239,21 @@ cdef void stored_in_slots(SwapSpace* s, int slots) noexcept nogil:
     us_add(&s.slot_stored, <int64_t>slots * SLOT_BYTES)
 
 
+cdef int write_at_home(SwapSpace* s, uint64_t home, const char* data, int n) noexcept nogil:
+    """What is at home is not packed, as in Linux. On failure the slots are free again."""
+    cdef int error
+    swapfile_take(s.devices[0], slot_offset(home), slot_count(home))
+    error = swapfile_write(s.devices[0], slot_offset(home), n // SLOT_BYTES, data)
+    if error:
+        swapfile_free(s.devices[0], slot_offset(home), slot_count(home))
+    else:
+        stored_in_slots(s, slot_count(home))
+    return error
+
+
 cdef uint64_t store_at_home(SwapSpace* s, const char* data, int n, uint64_t holder, int* error) noexcept nogil:
-    """In the slot that the id is, for maps whose ids are slots: the id. What is there is not packed, as in Linux."""
-    cdef uint64_t home, id
+    """In the slot that the id is, for maps whose ids are slots: the id."""
+    cdef uint64_t id
     cdef uint64_t ignored = 0
     if not device_usable(s):
         error[0] = -ENOSPC if space_has_device(s) else -ENODEV
@@ -250,16 +262,12 @@ cdef uint64_t store_at_home(SwapSpace* s, const char* data, int n, uint64_t hold
     if id == 0:
         error[0] = -ENOSPC
         return 0
-    home = s.map.ops.home(s.map, id)
-    swapfile_take(s.devices[0], slot_offset(home), slot_count(home))
-    error[0] = swapfile_write(s.devices[0], slot_offset(home), n // SLOT_BYTES, data)
+    error[0] = write_at_home(s, s.map.ops.home(s.map, id), data, n)
     if error[0] != 0:
         device_failed(s, error[0])
-        swapfile_free(s.devices[0], slot_offset(home), slot_count(home))
         s.map.ops.put(s.map, id, 1, &ignored)
         s.map.ops.free(s.map, id)
         return 0
-    stored_in_slots(s, slot_count(home))
     return id
 
 
@@ -352,7 +360,8 @@ cdef void store(SwapSpace* s, Worker* worker, const void* data, int n, CodecHint
                 Leaving* leaving) noexcept nogil:
     """Finds a place for a folio's bytes: same-filled, an identical folio's, zswap. What doesn't compress stays raw."""
     cdef const uint64_t* words = <const uint64_t*>data
-    cdef int length
+    cdef const void* stored
+    cdef int length, size
     cdef uint64_t handle
     cdef uint32_t ignored
     memset(leaving, 0, sizeof(Leaving))
@@ -363,9 +372,10 @@ cdef void store(SwapSpace* s, Worker* worker, const void* data, int n, CodecHint
     length = compress_for(worker, data, n, hint)
     leaving.raw = length <= 0
     if s.dedupe.words != NULL:
-        leaving.hash = codec_hash(data, n) if leaving.raw else codec_hash(worker.packed, length)
-        leaving.id = share(s, worker, leaving.hash, holder, data if leaving.raw else worker.packed,
-                           n if leaving.raw else length, leaving.raw)
+        stored = data if leaving.raw else worker.packed
+        size = n if leaving.raw else length
+        leaving.hash = codec_hash(stored, size)
+        leaving.id = share(s, worker, leaving.hash, holder, stored, size, leaving.raw)
         if leaving.id:
             leaving.raw = False
             leaving.hash = 0
@@ -448,7 +458,7 @@ cdef void swap_out_run(SwapSpace* s, Worker* worker, const void* data, int count
                        uint64_t holder, uint64_t* ids, int* error) noexcept nogil:
     cdef Leaving[RUN_FOLIOS] leaving
     cdef const char* bytes = <const char*>data
-    cdef int i, first, last
+    cdef int i, first, last, whole
     for i in range(count):
         store(s, worker, bytes + i * FOLIO_BYTES, n if i == count - 1 else FOLIO_BYTES, hint,
               holder + <uint64_t>i * 8, &leaving[i])
@@ -456,17 +466,17 @@ cdef void swap_out_run(SwapSpace* s, Worker* worker, const void* data, int count
     last = 0
     while last < count:
         first = last
-        while last < count and leaving[last].raw and (last < count - 1 or n == FOLIO_BYTES):
+        while last < count and leaving[last].raw:
             last += 1
-        if last - first < 2 or not store_raw_run(s, bytes + first * FOLIO_BYTES, last - first, &leaving[first]):
-            for i in range(first, last):
-                store_raw(s, worker, bytes + i * FOLIO_BYTES, FOLIO_BYTES, holder + <uint64_t>i * 8, &leaving[i])
-                ids[i] = leaving[i].id
-        if last == first:
-            if leaving[last].raw:
-                store_raw(s, worker, bytes + last * FOLIO_BYTES, n, holder + <uint64_t>last * 8, &leaving[last])
-                ids[last] = leaving[last].id
-            last += 1
+        # The last folio may be a short one: that goes alone.
+        whole = last - first - (last > first and last == count and n < FOLIO_BYTES)
+        if whole > 1 and store_raw_run(s, bytes + first * FOLIO_BYTES, whole, &leaving[first]):
+            first += whole
+        for i in range(first, last):
+            store_raw(s, worker, bytes + i * FOLIO_BYTES, n if i == count - 1 else FOLIO_BYTES,
+                      holder + <uint64_t>i * 8, &leaving[i])
+            ids[i] = leaving[i].id
+        last += 1                       # no raw one: it ended the run
     last = 0
     while last < count:
         first = last
@@ -645,10 +655,7 @@ cdef int write_home(SwapSpace* s, Worker* worker, uint64_t handle, uint64_t owne
     cdef int n = codec_size(packed, length)
     cdef int error = codec_decompress(worker, packed, length, worker.folio, n) if 0 < n <= FOLIO_BYTES else -EIO
     if error == 0:
-        swapfile_take(s.devices[0], slot_offset(home), slot_count(home))
-        error = swapfile_write(s.devices[0], slot_offset(home), n // SLOT_BYTES, worker.folio)
-        if error:
-            swapfile_free(s.devices[0], slot_offset(home), slot_count(home))
+        error = write_at_home(s, home, worker.folio, n)
     us_chaos()
     if error:
         s.map.ops.unlock_owner(s.map, owner, entry_make(ZSWAP, handle))
@@ -656,8 +663,6 @@ cdef int write_home(SwapSpace* s, Worker* worker, uint64_t handle, uint64_t owne
     zswap_free(s.zswap, handle)
     s.map.ops.unlock_owner(s.map, owner, home)
     moved[0] += length
-    us_add(&s.slot_stored, <int64_t>slot_count(home) * SLOT_BYTES)
-    us_add(&s.writebacks, 1)
     return 0
 
 

@@ -35,12 +35,11 @@ from userswap.native.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_R
 from userswap.native.us cimport (
     us_assert, us_cas, us_chaos, us_load, us_lock, us_or, us_pause, us_read, us_store, us_swap, us_unlock,
 )
-from userswap.swap.cacheword cimport word_wake
 from userswap.swap.entry cimport (
     ENTRY_GONE, ENTRY_LOCKED, FREE, SLOT, entry_make, entry_payload, entry_seen, entry_type, slot_device,
 )
 from userswap.swap.idtree cimport (
-    IdTree, id_free, id_take, id_take_run, id_word, idtree_end, idtree_init, word_lock, word_try,
+    IdTree, id_free, id_take, id_take_run, id_word, idtree_end, idtree_init, word_lock, word_try, word_wake,
 )
 from userswap.swap.map cimport SwapMap, SwapMapOps, SwapMapOptions
 from userswap.swap.radix cimport (

@@ -42,7 +42,7 @@ from userswap.native.us cimport (
     us_and, us_assert, us_cas, us_chaos, us_load, us_lock, us_or, us_pause, us_read, us_swap, us_unlock,
 )
 from userswap.swap.cacheword cimport (
-    WORD_FOLIO, word_folio, word_of_folio, word_shown, word_try_shown, word_wake,
+    folio_cache, folio_cached, word_folio, word_of_folio, word_shown, word_try_shown,
 )
 from userswap.swap.entry cimport (
     CACHE, ENTRY_CACHED, ENTRY_GONE, ENTRY_LOCKED, ENTRY_SHARED, ENTRY_TOP_SHIFT, ENTRY_WAITERS, FREE, entry_seen,
@@ -50,7 +50,7 @@ from userswap.swap.entry cimport (
 )
 from userswap.swap.idtree cimport (
     IdTree, id_alloc, id_alloc_run, id_free, id_next, id_word, idtree_end, idtree_init, side_at, side_clear, side_set,
-    word_lock,
+    word_lock, word_wake,
 )
 from userswap.swap.map cimport SwapMap, SwapMapOps, SwapMapOptions
 from userswap.swap.radix cimport RadixTree
@@ -382,46 +382,12 @@ cdef int64_t single_tree_count(SwapMap* map, uint64_t id) noexcept nogil:
 
 cdef int single_tree_cache(SwapMap* map, uint64_t id, uint64_t folio) noexcept nogil:
     cdef SingleTree* m = <SingleTree*>map
-    cdef uint64_t* word = id_word(&m.tree, id)
-    cdef uint64_t seen = us_load(word)
-    cdef int result = 0
-    us_assert((seen & ENTRY_LOCKED) != 0, "cache: under the entry's lock")
-    if entry_type(seen) == CACHE:
-        while not us_cas(word, seen, (seen & ~WORD_FOLIO) | (word_of_folio(folio) & WORD_FOLIO)):
-            seen = us_load(word)
-        return 0
-    us_lock(&m.tree.mutex)
-    if folio == 0:
-        if us_load(word) & ENTRY_CACHED:
-            us_and(word, ~<uint64_t>ENTRY_CACHED)
-            us_chaos()
-            side_clear(&m.sides, id)
-    elif side_set(&m.sides, id, folio):
-        us_chaos()
-        us_or(word, ENTRY_CACHED)
-    else:
-        result = -ENOMEM
-    us_unlock(&m.tree.mutex)
-    return result
+    return folio_cache(&m.tree, &m.sides, id, folio)
 
 
 cdef uint64_t single_tree_cached(SwapMap* map, uint64_t id) noexcept nogil:
     cdef SingleTree* m = <SingleTree*>map
-    cdef uint64_t* word = id_word(&m.tree, id)
-    cdef uint64_t seen = us_load(word)
-    cdef uint64_t folio = 0
-    if entry_type(seen) == CACHE:
-        return word_folio(seen)
-    if seen & ENTRY_CACHED:
-        us_chaos()
-        us_lock(&m.tree.mutex)
-        seen = us_load(word)
-        if entry_type(seen) == CACHE:
-            folio = word_folio(seen)
-        elif seen & ENTRY_CACHED:
-            folio = side_at(&m.sides, id)[0]
-        us_unlock(&m.tree.mutex)
-    return folio
+    return folio_cached(&m.tree, &m.sides, id)
 
 
 # ---- figures ----

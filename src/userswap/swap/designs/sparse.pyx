@@ -43,8 +43,8 @@ from userswap.native.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_R
 from userswap.native.us cimport us_and, us_assert, us_chaos, us_load, us_lock, us_or, us_read, us_unlock
 from userswap.swap.entry cimport ENTRY_CACHED, ENTRY_GONE, ENTRY_LOCKED, ENTRY_SHARED, FREE, entry_seen, entry_type
 from userswap.swap.idtree cimport (
-    IdTree, id_alloc, id_alloc_run, id_free, id_next, id_word, idtree_end, idtree_init, side_at, side_clear, side_set,
-    word_lock, word_try, word_unlock,
+    IdTree, id_alloc, id_alloc_run, id_cache, id_cached, id_free, id_next, id_word, idtree_end, idtree_init, side_at,
+    side_clear, side_set, word_lock, word_try, word_unlock,
 )
 from userswap.swap.map cimport SwapMap, SwapMapOps, SwapMapOptions
 from userswap.swap.radix cimport RadixTree
@@ -211,35 +211,12 @@ cdef int64_t sparse_count(SwapMap* map, uint64_t id) noexcept nogil:
 
 cdef int sparse_cache(SwapMap* map, uint64_t id, uint64_t folio) noexcept nogil:
     cdef Sparse* m = <Sparse*>map
-    cdef uint64_t* word = id_word(&m.tree, id)
-    cdef int result = 0
-    us_assert((us_load(word) & ENTRY_LOCKED) != 0, "cache: under the entry's lock")
-    us_lock(&m.tree.mutex)
-    if folio == 0:
-        if us_load(word) & ENTRY_CACHED:
-            us_and(word, ~<uint64_t>ENTRY_CACHED)
-            us_chaos()
-            side_clear(&m.folios, id)
-    elif side_set(&m.folios, id, folio):
-        us_chaos()
-        us_or(word, ENTRY_CACHED)
-    else:
-        result = -ENOMEM
-    us_unlock(&m.tree.mutex)
-    return result
+    return id_cache(&m.tree, &m.folios, id, folio)
 
 
 cdef uint64_t sparse_cached(SwapMap* map, uint64_t id) noexcept nogil:
     cdef Sparse* m = <Sparse*>map
-    cdef uint64_t* word = id_word(&m.tree, id)
-    cdef uint64_t folio = 0
-    if us_load(word) & ENTRY_CACHED:
-        us_chaos()
-        us_lock(&m.tree.mutex)
-        if us_load(word) & ENTRY_CACHED:
-            folio = side_at(&m.folios, id)[0]
-        us_unlock(&m.tree.mutex)
-    return folio
+    return id_cached(&m.tree, &m.folios, id)
 
 
 cdef int64_t sparse_ids(SwapMap* map) noexcept nogil:

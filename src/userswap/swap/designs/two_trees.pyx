@@ -23,18 +23,18 @@ word with GONE. Nobody else can dup, so the count stays what it was until free.
 
 Different from the kernel: look-ups would run under RCU; here the reference keeps the leaves.
 """
-from libc.errno cimport ENOMEM, EOVERFLOW
+from libc.errno cimport EOVERFLOW
 from libc.stdint cimport int64_t, uint64_t
 
 from userswap.native.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
 from userswap.native.us cimport (
-    us_and, us_assert, us_cas, us_chaos, us_load, us_lock, us_or, us_pause, us_read, us_swap, us_unlock,
+    us_assert, us_cas, us_chaos, us_load, us_lock, us_or, us_pause, us_read, us_swap, us_unlock,
 )
-from userswap.swap.cacheword cimport WORD_FOLIO, word_folio, word_of_folio, word_shown, word_try_shown, word_wake
+from userswap.swap.cacheword cimport folio_cache, folio_cached, word_folio, word_of_folio, word_shown, word_try_shown
 from userswap.swap.entry cimport CACHE, ENTRY_CACHED, ENTRY_GONE, ENTRY_LOCKED, FREE, entry_seen, entry_type
 from userswap.swap.idtree cimport (
     IdTree, id_free, id_next, id_take, id_take_run, id_word, idtree_end, idtree_init, side_at, side_clear, side_set,
-    word_lock,
+    word_lock, word_wake,
 )
 from userswap.swap.map cimport SwapMap, SwapMapOps, SwapMapOptions
 from userswap.swap.radix cimport RadixTree, radix_slot
@@ -230,46 +230,12 @@ cdef int64_t two_trees_count(SwapMap* map, uint64_t id) noexcept nogil:
 
 cdef int two_trees_cache(SwapMap* map, uint64_t id, uint64_t folio) noexcept nogil:
     cdef TwoTrees* m = <TwoTrees*>map
-    cdef uint64_t* word = id_word(&m.tree, id)
-    cdef uint64_t seen = us_load(word)
-    cdef int result = 0
-    us_assert((seen & ENTRY_LOCKED) != 0, "cache: under the entry's lock")
-    if entry_type(seen) == CACHE:
-        while not us_cas(word, seen, (seen & ~WORD_FOLIO) | (word_of_folio(folio) & WORD_FOLIO)):
-            seen = us_load(word)
-        return 0
-    us_lock(&m.tree.mutex)
-    if folio == 0:
-        if us_load(word) & ENTRY_CACHED:
-            us_and(word, ~<uint64_t>ENTRY_CACHED)
-            us_chaos()
-            side_clear(&m.folios, id)
-    elif side_set(&m.folios, id, folio):
-        us_chaos()
-        us_or(word, ENTRY_CACHED)
-    else:
-        result = -ENOMEM
-    us_unlock(&m.tree.mutex)
-    return result
+    return folio_cache(&m.tree, &m.folios, id, folio)
 
 
 cdef uint64_t two_trees_cached(SwapMap* map, uint64_t id) noexcept nogil:
     cdef TwoTrees* m = <TwoTrees*>map
-    cdef uint64_t* word = id_word(&m.tree, id)
-    cdef uint64_t seen = us_load(word)
-    cdef uint64_t folio = 0
-    if entry_type(seen) == CACHE:
-        return word_folio(seen)
-    if seen & ENTRY_CACHED:
-        us_chaos()
-        us_lock(&m.tree.mutex)
-        seen = us_load(word)
-        if entry_type(seen) == CACHE:
-            folio = word_folio(seen)
-        elif seen & ENTRY_CACHED:
-            folio = side_at(&m.folios, id)[0]
-        us_unlock(&m.tree.mutex)
-    return folio
+    return folio_cached(&m.tree, &m.folios, id)
 
 
 # ---- figures ----

@@ -59,13 +59,12 @@ from userswap.native.us cimport (
     us_add, us_assert, us_cas, us_chaos, us_debug, us_load, us_lock, us_mutex, us_or, us_read, us_store, us_swap,
     us_trylock, us_unlock,
 )
-from userswap.swap.cacheword cimport word_wake
 from userswap.swap.entry cimport (
     ENTRY_CACHED, ENTRY_GONE, ENTRY_LOCKED, FREE, SLOT, SLOT_DEVICES, entry_make, entry_payload, entry_seen, entry_type,
     slot_device, slot_offset,
 )
 from userswap.swap.idtree cimport (
-    IdTree, id_free, id_take, id_word, idtree_end, idtree_init, side_clear, word_lock, word_try,
+    IdTree, id_free, id_take, id_word, idtree_end, idtree_init, side_clear, word_lock, word_try, word_wake,
 )
 from userswap.swap.map cimport SwapMap, SwapMapOps, SwapMapOptions
 from userswap.swap.radix cimport (
