@@ -104,10 +104,10 @@ def test_a_folio_under_a_system_call_stays_and_leaves_after_it(pipe: tuple[int, 
 
 
 def test_as_many_pins_as_a_word_holds_and_not_one_more(pipe: tuple[int, int]) -> None:
-    """One folio has 11 bits of pins. The call that would be the 2048th fails; none reaches into the swap id."""
+    """One folio has 10 bits of pins. The call that would be the 1024th fails; none reaches into the swap id."""
     pool = fresh_pool()
     array: Any = pool.array(data("walk", FOLIO, 1))
-    reads = [partial(os.readv, pipe[0], [array[i : i + 1] for i in range(n)]) for n in (1024, 1023)]
+    reads = [partial(os.readv, pipe[0], [array[i : i + 1] for i in range(n)]) for n in (512, 511)]
     calls = [blocked(read) for read in reads]
     os.set_blocking(pipe[0], False)  # so that a call that is let through is seen, and does not wait
     with pytest.raises(OSError) as full:

@@ -14,6 +14,7 @@ from userswap.memory.faults cimport (
     memory_writeback, pool_bind,
 )
 from userswap.memory.regions cimport BUCKETS, MemoryPool, Region, arena_open, pool_get, pool_new, region_at
+from userswap.memory.stage cimport STAGE_MOST_KEPT, stage_keep
 from userswap.native.us cimport us_debug, us_read
 from userswap.reclaim.reclaim cimport reclaim_used
 from userswap.swap.space cimport (
@@ -81,8 +82,11 @@ cdef class Core:
         if dedupe and space_dedupe(space, limit) != 0:
             raise MemoryError("no memory for the index of identical folios")
         self.pool.reclaim.hard = hard
-        # Faults of several threads at once go over the limit by a folio and its packed copy each.
-        self.pool.reclaim.headroom = min(8 * FOLIO_BYTES, limit // 64)
+        # Faults of several threads at once go over the limit by a folio and its packed copy each; and frames on the
+        # stage are nobody's.
+        kept = min(STAGE_MOST_KEPT, limit // 64 // FOLIO_BYTES)
+        stage_keep(kept)
+        self.pool.reclaim.headroom = min(8 * FOLIO_BYTES, limit // 64) + kept * FOLIO_BYTES
         self.pool.reclaim.least_resident = max(16 * FOLIO_BYTES, limit // 32)
         self.pool.reclaim.overhead = codec_metadata() + sizeof(MemoryPool)
         self.pool.reclaim.peak = reclaim_used(&self.pool.reclaim)

@@ -15,21 +15,23 @@ from libc.errno cimport EINVAL, ENOMEM, ENXIO, errno
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport qsort
-from libc.string cimport memcpy, strerror, strlen
+from libc.string cimport memcpy, memset, strerror, strlen
 
 from userswap.backends.codec cimport FOLIO_BYTES, FOLIO_SHIFT, Worker, codec_give, codec_take
 from userswap.backends.swapfile cimport swapfile_name
 from userswap.memory.frames cimport (
-    frame_fill, frame_fill_zeros, frame_mend, frame_protect, frame_unprotect, frame_vacate, frames_reopen,
+    frame_fill, frame_fill_zeros, frame_mend, frame_move_in, frame_move_out, frame_protect, frame_unprotect,
+    frame_vacate, frames_reopen,
 )
 from userswap.memory.pagetable cimport (
-    BUSY, CLEAN, DIRTY, EMPTY, PIN_MASK, PIN_MAX, PIN_ONE, SWAPPED, WAITERS, YOUNG, word_id, word_make, word_pins,
+    BUSY, CLEAN, DIRTY, EMPTY, GUARDED, PIN_MASK, PIN_MAX, PIN_ONE, SWAPPED, WAITERS, YOUNG, word_id, word_make, word_pins,
     word_resident, word_state,
 )
 from userswap.memory.regions cimport (
     BUCKETS, PAGE_BYTES, MemoryPool, Region, arena_end, arena_end_word, arena_first_word, arena_start, folio_bytes,
     pool_first, pool_put, region_at, region_folios, region_new, region_of_word, region_release, region_unlink,
 )
+from userswap.memory.stage cimport stage_give, stage_moved, stage_renew, stage_room, stage_take
 from userswap.memory.syscalls cimport PinOps, siginfo_t, sigbus_chain, sigbus_install, syscalls_install
 from userswap.native.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
@@ -38,13 +40,14 @@ from userswap.native.us cimport (
     us_add, us_assert, us_cas, us_chaos, us_load, us_lock, us_now, us_read, us_store, us_unlock, us_word_release,
     us_word_wait,
 )
+from userswap.native.sum cimport us_sum, us_sum_start
 from userswap.reclaim.reclaim cimport reclaim_charge, reclaim_uncharge
 from userswap.swap.holder cimport holder_release
 from userswap.swap.kin cimport kin_after_fork, kin_before_fork
 from userswap.swap.map cimport HolderOps, SwapMap
 from userswap.swap.space cimport (
     SwapSpace, space_has_slots, space_inherit, swap_cached, swap_compact, swap_dup, swap_in, swap_out, swap_out_run,
-    swap_put, swap_same, swap_uncache, swap_writeback,
+    swap_put, swap_same, swap_shared, swap_uncache, swap_writeback,
 )
 
 cdef extern from *:
@@ -225,8 +228,8 @@ cdef int fill_from_peer(MemoryPool* pool, uint64_t id, char* target, uint64_t by
         return -ENXIO
     region = region_of_word(word)
     index = word - region.words
-    if word_state(us_load(word)) == CLEAN and folio_bytes(region, index) >= bytes:
-        # The kernel reads it: if the program threw a page of it away (madvise) that fails, and storage has the bytes.
+    if us_load(word) & GUARDED and folio_bytes(region, index) >= bytes:
+        # It is what the id has, since nobody can write to it. The kernel reads it: if the program threw a page of it away (madvise) that fails, and storage has the bytes.
         error = frame_fill(target, folio_at(region, index), bytes, protect)
         if error:
             frame_vacate(target, bytes)
@@ -236,32 +239,63 @@ cdef int fill_from_peer(MemoryPool* pool, uint64_t id, char* target, uint64_t by
     return error
 
 
+cdef int place(char* folio, char* frame) noexcept nogil:
+    """A frame, with its bytes, into place, where a whole folio is missing. 0 or -errno, and the frame is gone."""
+    cdef int error
+    us_chaos()
+    error = frame_move_in(folio, frame, FOLIO_BYTES)
+    if error:
+        stage_give(frame, 1)
+    else:
+        stage_moved(frame, 1)
+    return error
+
+
 cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writing) noexcept nogil:
     """EMPTY or SWAPPED to resident. The caller has set BUSY on `word`; it is released here, whatever happens."""
     cdef MemoryPool* pool = region.pool
     cdef uint64_t* at = &region.words[index]
+    cdef char* folio = folio_at(region, index)
     cdef uint64_t bytes = folio_bytes(region, index)
     cdef uint64_t id = word_id(word)
-    cdef uint64_t next
+    cdef uint64_t next = word_make(DIRTY, 0)
     cdef Worker* worker
-    cdef int error
+    cdef char* frame = NULL
+    cdef bint zeros = False
+    cdef int error = -ENXIO
     reclaim_charge(&pool.reclaim, <int64_t>bytes)
     us_chaos()
+    # The clean folio of a shared id is guarded, so that other holders can copy it; guarding from the start takes a copy.
+    if bytes == FOLIO_BYTES and (writing or id == 0 or not swap_shared(pool.swap, id)):
+        frame = stage_take(&zeros)
     if word_state(word) == EMPTY:
-        error = frame_fill_zeros(folio_at(region, index), bytes)
-        next = word_make(DIRTY, 0)
+        if frame == NULL:
+            error = frame_fill_zeros(folio, bytes)
+        else:
+            if not zeros:
+                memset(frame, 0, FOLIO_BYTES)
+            error = place(folio, frame)
     else:
         # clean: the swap cache keeps the copy, and the first write to the folio gives it up
-        error = fill_from_peer(pool, id, folio_at(region, index), bytes, not writing)
+        if frame == NULL:
+            error = fill_from_peer(pool, id, folio, bytes, not writing)
         if error:
             worker = codec_take()
-            error = swap_in(pool.swap, worker, id, worker.folio, <int>bytes, 0 if writing else <uint64_t>at)
-            if error == 0:
-                error = frame_fill(folio_at(region, index), worker.folio, bytes, not writing)
+            error = swap_in(pool.swap, worker, id, worker.folio if frame == NULL else frame, <int>bytes,
+                            0 if writing or frame != NULL else <uint64_t>at)
+            if error == 0 and frame == NULL:
+                error = frame_fill(folio, worker.folio, bytes, not writing)
             codec_give(worker)
-        next = word_make(DIRTY, 0) if writing else word_make(CLEAN, id)
+            if frame != NULL and error:
+                stage_give(frame, 1)
+            elif frame != NULL:
+                if not writing:
+                    region.sums[index] = us_sum(frame, bytes)
+                error = place(folio, frame)
+        if not writing:
+            next = word_make(CLEAN, id) | (GUARDED if frame == NULL else 0)
     if error:
-        frame_vacate(folio_at(region, index), bytes)        # a part of it may have been filled
+        frame_vacate(folio, bytes)              # a part of it may have been filled
         reclaim_uncharge(&pool.reclaim, <int64_t>bytes)
         us_word_release(at, word & ~<uint64_t>(BUSY | WAITERS), WAITERS)
         return error
@@ -276,7 +310,9 @@ cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writi
 
 cdef int make_dirty(Region* region, uint64_t index, uint64_t word) noexcept nogil:
     """CLEAN to DIRTY: a write gives up the swapped copy. The caller has set BUSY; released here."""
-    cdef int error = frame_unprotect(folio_at(region, index), folio_bytes(region, index))
+    cdef int error = 0
+    if word & GUARDED:
+        error = frame_unprotect(folio_at(region, index), folio_bytes(region, index))
     us_chaos()
     if error == 0:
         swap_put(region.pool.swap, word_id(word))
@@ -367,29 +403,65 @@ cdef int find_victims(MemoryPool* pool, Victim* victims, int most) noexcept nogi
     return found
 
 
+cdef bint still_clean(Region* region, uint64_t index, const char* bytes) noexcept nogil:
+    """Whether a folio that is CLEAN and not GUARDED is what its id has. Nobody can write to `bytes` any more."""
+    return us_sum(bytes, folio_bytes(region, index)) == region.sums[index]
+
+
+cdef void put_back(char* folio, char* frame, uint64_t bytes) noexcept nogil:
+    """What was moved out and can't leave: nothing else has its bytes."""
+    cdef const char* text = b"userswap: a folio can't be put back where it was: the program's mapping is gone.\n"
+    if frame_move_in(folio, frame, bytes) != 0:
+        write(2, text, strlen(text))
+        stage_give(frame, 1)
+    else:
+        stage_moved(frame, 1)
+
+
 cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int count) noexcept nogil:
-    """Evicts a run of neighbouring folios whose words are BUSY by us; releases the words. Returns the bytes freed."""
+    """Evicts a run of neighbouring folios whose words are BUSY by us; releases the words. Returns the bytes freed.
+
+    They are moved to the stage together and looked at there. What can't be moved (pages shared with a forked child) is
+    protected, looked at in place and thrown away."""
     cdef Region* region = victims[0].region
     cdef char* start = folio_at(region, victims[0].index)
     cdef uint64_t length = (<uint64_t>(count - 1) << FOLIO_SHIFT) + folio_bytes(region, victims[count - 1].index)
+    cdef char* staged = stage_room(count) if length == <uint64_t>count << FOLIO_SHIFT else NULL
+    cdef char* bytes = start
     cdef int i, first = 0, last = 0, error = 0, refused = 0
     cdef int64_t freed = 0
-    cdef uint64_t bytes
+    cdef uint64_t gone
     cdef uint64_t[BATCH] ids
-    cdef bint protected = False
+    cdef bint protect = False
+    us_chaos()
+    if staged != NULL and frame_move_out(start, staged, length) != 0:
+        stage_moved(staged, count)
+        staged = NULL
+    if staged != NULL:
+        bytes = staged
+    else:
+        for i in range(count):
+            if not victims[i].word & GUARDED:
+                protect = True
+        if protect:
+            error = frame_protect(start, length)
+        us_set_reading(start, length)
+    us_chaos()
     for i in range(count):
-        if word_state(victims[i].word) == DIRTY:
-            protected = True
-    if protected:
-        error = frame_protect(start, length)
+        # Clean when it came; a program that has written to it since has made the copy worthless.
+        if (error == 0 and word_state(victims[i].word) == CLEAN and not victims[i].word & GUARDED
+                and not still_clean(region, victims[i].index, bytes + (<uint64_t>i << FOLIO_SHIFT))):
+            swap_put(pool.swap, word_id(victims[i].word))
+            victims[i].word = word_make(DIRTY, 0)
     us_chaos()
     while last < count:
         first = last
         victims[first].next = 0
         last += 1
         if word_state(victims[first].word) == CLEAN:
-            swap_uncache(pool.swap, word_id(victims[first].word), <uint64_t>&region.words[victims[first].index])
-            victims[first].next = word_make(SWAPPED, word_id(victims[first].word))
+            if error == 0:
+                swap_uncache(pool.swap, word_id(victims[first].word), <uint64_t>&region.words[victims[first].index])
+                victims[first].next = word_make(SWAPPED, word_id(victims[first].word))
             continue
         # Dirty neighbours leave as one large folio: their ids are allocated together, raw ones are one write.
         while last < count and word_state(victims[last].word) == DIRTY:
@@ -397,33 +469,40 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
             last += 1
         if error:
             continue
-        us_set_reading(folio_at(region, victims[first].index), <uint64_t>(last - first) << FOLIO_SHIFT)
-        swap_out_run(pool.swap, worker, folio_at(region, victims[first].index), last - first,
+        swap_out_run(pool.swap, worker, bytes + (<uint64_t>first << FOLIO_SHIFT), last - first,
                      <int>folio_bytes(region, victims[last - 1].index), &region.hint,
                      <uint64_t>&region.words[victims[first].index], ids, &refused)
-        us_set_reading(NULL, 0)
         for i in range(first, last):
             if ids[i - first]:
                 victims[i].next = word_make(SWAPPED, ids[i - first])
+    us_set_reading(NULL, 0)
     us_chaos()
     i = 0
     while i < count:
         if victims[i].next == 0:
             # nowhere to put it: it stays, as it was, and is not looked at again soon
-            frame_unprotect(folio_at(region, victims[i].index), folio_bytes(region, victims[i].index))
-            us_word_release(&region.words[victims[i].index], word_make(DIRTY, 0) | YOUNG, WAITERS)
+            gone = folio_bytes(region, victims[i].index)
+            if staged != NULL:
+                put_back(folio_at(region, victims[i].index), staged + (<uint64_t>i << FOLIO_SHIFT), gone)
+            elif not victims[i].word & GUARDED:
+                frame_unprotect(folio_at(region, victims[i].index), gone)
+            us_word_release(&region.words[victims[i].index], (victims[i].word & ~<uint64_t>(BUSY | WAITERS)) | YOUNG,
+                            WAITERS)
             i += 1
             continue
         first = i
-        bytes = 0
+        gone = 0
         while i < count and victims[i].next != 0:
-            bytes += folio_bytes(region, victims[i].index)
+            gone += folio_bytes(region, victims[i].index)
             i += 1
-        error = frame_vacate(folio_at(region, victims[first].index), bytes)
-        us_assert(error == 0, "vacating a folio that is in place works")
-        freed += <int64_t>bytes
-        us_add(&pool.swapped_bytes, <int64_t>bytes)
-        reclaim_uncharge(&pool.reclaim, <int64_t>bytes)
+        if staged != NULL:
+            stage_give(staged + (<uint64_t>first << FOLIO_SHIFT), i - first)
+        else:
+            error = frame_vacate(folio_at(region, victims[first].index), gone)
+            us_assert(error == 0, "vacating a folio that is in place works")
+        freed += <int64_t>gone
+        us_add(&pool.swapped_bytes, <int64_t>gone)
+        reclaim_uncharge(&pool.reclaim, <int64_t>gone)
         while first < i:
             us_word_release(&region.words[victims[first].index], victims[first].next, WAITERS)
             first += 1
@@ -577,17 +656,28 @@ cdef int snapshot_folio(Region* source, Region* target, uint64_t index) noexcept
             break
     us_chaos()
     id = word_id(word)
+    if word_state(word) == CLEAN and not word & GUARDED:
+        # Two holders shall have the id: it must be what the folio is, and stay so.
+        protected = frame_protect(folio, bytes) == 0
+        us_set_reading(folio, bytes)
+        if protected and still_clean(source, index, folio):
+            word |= GUARDED
+        else:
+            swap_put(pool.swap, id)
+            id = 0
+            word = word_make(DIRTY, 0) | (word & (BUSY | YOUNG | PIN_MASK))
+        us_set_reading(NULL, 0)
     if id == 0:
         worker = codec_take()           # not before: whoever has a worker may not wait for a BUSY word
     if word_state(word) == DIRTY and word_pins(word) == 0:
         # Stored while it stays in place: from now on it is clean, and its copy is the snapshot's too.
-        protected = frame_protect(folio, bytes) == 0
+        protected = protected or frame_protect(folio, bytes) == 0
         if protected:
             us_set_reading(folio, bytes)
             id = swap_out(pool.swap, worker, folio, <int>bytes, &source.hint, <uint64_t>at, &error)
             us_set_reading(NULL, 0)
             if id:
-                word = word_make(CLEAN, id) | BUSY | (word & YOUNG)
+                word = word_make(CLEAN, id) | BUSY | GUARDED | (word & YOUNG)
     us_chaos()
     if id and swap_dup(pool.swap, &id, <uint64_t>at) == 0:
         us_store(&target.words[index], word_make(SWAPPED, id))
@@ -616,7 +706,7 @@ cdef int snapshot_folio(Region* source, Region* target, uint64_t index) noexcept
     if protected and id == 0:
         frame_unprotect(folio, bytes)   # only now: nobody wrote while it was copied
     us_chaos()
-    us_word_release(at, word_make(word_state(word), id) | (word & (PIN_MASK | YOUNG)), WAITERS)
+    us_word_release(at, word_make(word_state(word), id) | (word & (PIN_MASK | YOUNG | GUARDED)), WAITERS)
     return error
 
 
@@ -858,6 +948,7 @@ cdef void after_fork_in_child() noexcept nogil:
     if error:
         write(2, text, strlen(text))
         _exit(70)
+    stage_renew()
     if forking_slots:
         kin_after_fork(True)
     pool = pool_first()
@@ -889,6 +980,8 @@ cdef int faults_install() noexcept nogil:
     cdef int error = syscalls_install(&pin_ops)
     if error == 0:
         error = sigbus_install(on_sigbus)
+    if error == 0:
+        error = us_sum_start()
     if error == 0 and not installed:
         error = -pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child)
         installed = error == 0

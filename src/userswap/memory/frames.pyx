@@ -1,9 +1,10 @@
 """Frames: populate, protect, vacate. The only room that speaks to userfaultfd (see frames.pxd).
 
-Bytes go in with UFFDIO_COPY (which can write-protect in the same step) and leave with MADV_DONTNEED. No lock:
-the caller owns the folio (BUSY), the kernel does the rest.
+Bytes go in with UFFDIO_COPY (which can write-protect in the same step) and leave with MADV_DONTNEED; or memory is
+moved, in and out, with UFFDIO_MOVE, which allocates, copies and frees nothing. No lock: the caller owns the folio
+(BUSY), the kernel does the rest.
 """
-from libc.errno cimport EAGAIN, EEXIST, EINVAL, ENOENT, errno
+from libc.errno cimport EAGAIN, EBUSY, EEXIST, EINVAL, ENOENT, errno
 from libc.stdint cimport int64_t, uint64_t
 from userswap.native.mman cimport (
     MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, madvise, mmap, munlock,
@@ -29,6 +30,12 @@ cdef extern from "us.h" nogil:
         uint64_t len
         uint64_t mode
         int64_t copy
+    struct uffdio_move:
+        uint64_t dst
+        uint64_t src
+        uint64_t len
+        uint64_t mode
+        int64_t move
     struct uffdio_writeprotect:
         uffdio_range range
         uint64_t mode
@@ -36,12 +43,15 @@ cdef extern from "us.h" nogil:
     unsigned long UFFDIO_API
     unsigned long UFFDIO_REGISTER
     unsigned long UFFDIO_COPY
+    unsigned long UFFDIO_MOVE
     unsigned long UFFDIO_WRITEPROTECT
     enum:
         SYS_userfaultfd
         UFFD_USER_MODE_ONLY
         UFFD_FEATURE_SIGBUS
         UFFD_FEATURE_PAGEFAULT_FLAG_WP
+        UFFD_FEATURE_MOVE
+        UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES
         UFFDIO_REGISTER_MODE_MISSING
         UFFDIO_REGISTER_MODE_WP
         UFFDIO_COPY_MODE_WP
@@ -65,6 +75,7 @@ cdef enum:
     MADV_DONTNEED_LOCKED = 24   # Linux 5.18
     PAGE = 4096
     ZEROS = 1 << 16
+    MOVE_TRIES = 64
     # Out of the way of programs that close the first few descriptors; below 64, because growing the descriptor
     # table of a process with threads waits 10 ms for RCU.
     HIGH_FD = 60
@@ -72,11 +83,13 @@ cdef enum:
 cdef int uffd = -1
 cdef char* range_start = NULL
 cdef uint64_t range_length = 0
+cdef bint can_move = False
+cdef bint may_move = True
 cdef char* zeros = NULL         # read-only: all of it is the kernel's one zero page
 
 
 cdef int frames_reopen() noexcept nogil:
-    global uffd
+    global uffd, can_move
     cdef uffdio_api api
     cdef uffdio_register register
     cdef int high
@@ -105,6 +118,7 @@ cdef int frames_reopen() noexcept nogil:
         close(fresh)
         return high
     uffd = fresh
+    can_move = may_move and api.features & UFFD_FEATURE_MOVE != 0
     descriptor_guard(uffd)
     return 0
 
@@ -119,6 +133,69 @@ cdef int frames_open(char* start, uint64_t length) noexcept nogil:
     range_start = start
     range_length = length
     return frames_reopen()
+
+
+cdef bint frames_can_move() noexcept nogil:
+    return can_move
+
+
+cdef void frames_forbid_move() noexcept nogil:
+    global can_move, may_move
+    can_move = False
+    may_move = False
+
+
+cdef int frames_register_stage(char* start, uint64_t length) noexcept nogil:
+    # The target of a move must be registered, for whatever: write protection is what takes no page fault away.
+    cdef uffdio_register register
+    register.range.start = <uint64_t>start
+    register.range.len = length
+    register.mode = UFFDIO_REGISTER_MODE_WP
+    register.ioctls = 0
+    return 0 if ioctl(uffd, UFFDIO_REGISTER, &register) == 0 else -errno
+
+
+cdef int64_t move(char* to, char* source, uint64_t length) noexcept nogil:
+    """How many bytes of it could be moved, from the start on."""
+    cdef uffdio_move move
+    cdef uint64_t done = 0
+    cdef int tries = 0
+    while done < length:
+        move.dst = <uint64_t>to + done
+        move.src = <uint64_t>source + done
+        move.len = length - done
+        move.mode = UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES
+        move.move = 0
+        if ioctl(uffd, UFFDIO_MOVE, &move) == 0:
+            return <int64_t>length
+        if move.move > 0:
+            done += <uint64_t>move.move
+        elif errno == EAGAIN and tries < MOVE_TRIES:
+            tries += 1
+            sched_yield()                       # the address space is changing, or the kernel is at such a page
+        else:
+            break
+    return <int64_t>done
+
+
+cdef int frame_move_in(char* at, char* staged, uint64_t length) noexcept nogil:
+    cdef uint64_t done = <uint64_t>move(at, staged, length)
+    cdef int error
+    if done == length:
+        return 0
+    error = frame_fill(at + done, staged + done, length - done, False)
+    if error == 0:
+        madvise(staged + done, length - done, MADV_DONTNEED)
+    return error
+
+
+cdef int frame_move_out(char* at, char* staged, uint64_t length) noexcept nogil:
+    cdef uint64_t done = <uint64_t>move(staged, at, length)
+    if done == length:
+        return 0
+    if done and frame_move_in(at, staged, done) != 0:
+        madvise(staged, done, MADV_DONTNEED)    # the program has unmapped the place: it wants them no more
+    return -EBUSY
 
 
 cdef int frame_fill(char* at, const void* data, uint64_t length, bint protect) noexcept nogil:

@@ -1,14 +1,15 @@
 # The page-table word: 64 bits for each folio of a region. Helpers only; no state lives here. Where the id is and what
 # locks the word is the swap room's to say (swap/holder.pxd), since where an id is its entry, that room changes it.
 #
-#   63                    16 15        5   4      3       2    1 0
-#   +-----------------------+-----------+------+---------+-----+-----+
-#   | swap id (48)          | pins (11) |YOUNG | WAITERS |BUSY |state|
-#   +-----------------------+-----------+------+---------+-----+-----+
+#   63                    16 15        6    5      4      3       2    1 0
+#   +-----------------------+-----------+-------+------+---------+-----+-----+
+#   | swap id (48)          | pins (10) |GUARDED|YOUNG | WAITERS |BUSY |state|
+#   +-----------------------+-----------+-------+------+---------+-----+-----+
 #
 #   EMPTY    never touched: reads as zeros, holds nothing
 #   DIRTY    resident, the only copy
-#   CLEAN    resident, write-protected, equal to what `id` holds (the swap cache)
+#   CLEAN    resident, and `id` has its bytes (the swap cache). GUARDED: write-protected, so a write would be noticed.
+#            Otherwise it was equal when it came, and its sum says whether it still is
 #   SWAPPED  not resident; `id` holds the bytes
 #
 # Changed only by compare-and-swap. Who sets BUSY owns the transition and is the only one to change the
@@ -27,10 +28,11 @@ cdef enum:
     BUSY = HOLDER_BUSY
     WAITERS = HOLDER_WAITERS
     YOUNG = 16
-    PIN_SHIFT = 5
-    PIN_ONE = 32
-    PIN_MAX = 2047
-    PIN_MASK = 65504
+    GUARDED = 32
+    PIN_SHIFT = 6
+    PIN_ONE = 64
+    PIN_MAX = 1023
+    PIN_MASK = 65472
     ID_SHIFT = HOLDER_ID_SHIFT
 
 cdef inline int word_state(uint64_t word) noexcept nogil:

@@ -19,6 +19,7 @@ cdef struct Region:
     uint64_t bytes              # of memory in use: whole pages
     uint64_t granules           # of address space held, in folios
     uint64_t* words             # the page table, one word a folio
+    uint64_t* sums              # of folios that are CLEAN and not GUARDED: what their bytes were when they came
     MemoryPool* pool
     Region* next                # in the pool's list; in a free list, the next free extent
     Region* previous

@@ -10,6 +10,7 @@ from libc.stdlib cimport calloc, free
 
 from userswap.backends.codec cimport FOLIO_BYTES, FOLIO_SHIFT
 from userswap.memory.frames cimport frames_open
+from userswap.memory.stage cimport stage_open
 from userswap.native.mman cimport (
     MADV_DONTDUMP, MADV_NOHUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE,
     PROT_READ, PROT_WRITE, madvise, mmap, munmap,
@@ -29,6 +30,7 @@ arena_owner = NULL
 
 cdef us_mutex arena_lock
 cdef uint64_t* arena_words      # the page table of the whole arena, touched where regions are
+cdef uint64_t* arena_sums       # as large
 cdef Region* region_table       # regions live here, never freed, reused with their extents
 cdef uint64_t regions_made = 0
 cdef uint64_t granules_used = 0
@@ -43,7 +45,7 @@ cdef void* reserve(uint64_t length) noexcept nogil:
 
 
 cdef int arena_open() noexcept nogil:
-    global arena_start, arena_end, arena_owner, arena_words, region_table
+    global arena_start, arena_end, arena_owner, arena_words, arena_sums, region_table
     cdef int shift = MOST_SHIFT
     cdef uint64_t length, table
     cdef char* start = NULL
@@ -57,14 +59,17 @@ cdef int arena_open() noexcept nogil:
         if start != NULL:
             arena_owner = <Region**>reserve(table)
             arena_words = <uint64_t*>reserve(table)
+            arena_sums = <uint64_t*>reserve(table)
             region_table = <Region*>reserve(<uint64_t>MOST_REGIONS * sizeof(Region))
-            if arena_owner != NULL and arena_words != NULL and region_table != NULL:
+            if arena_owner != NULL and arena_words != NULL and arena_sums != NULL and region_table != NULL:
                 break
             munmap(start, length + FOLIO_BYTES)
             if arena_owner != NULL:
                 munmap(arena_owner, table)
             if arena_words != NULL:
                 munmap(arena_words, table)
+            if arena_sums != NULL:
+                munmap(arena_sums, table)
             start = NULL
         shift -= 1
     if start == NULL:
@@ -73,6 +78,8 @@ cdef int arena_open() noexcept nogil:
     madvise(start, length + FOLIO_BYTES, MADV_NOHUGEPAGE)
     start = <char*>((<uint64_t>start + FOLIO_BYTES - 1) & ~<uint64_t>(FOLIO_BYTES - 1))
     error = frames_open(start, length)
+    if error == 0:
+        error = stage_open()
     if error:
         munmap(start, length)
         return error
@@ -150,6 +157,7 @@ cdef Region* region_new(MemoryPool* pool, uint64_t bytes) noexcept nogil:
         regions_made += 1
         region.base = arena_start + (granules_used << FOLIO_SHIFT)
         region.words = &arena_words[granules_used]
+        region.sums = &arena_sums[granules_used]
         region.granules = granules
         granules_used += granules
     us_unlock(&arena_lock)
@@ -164,7 +172,7 @@ cdef Region* region_new(MemoryPool* pool, uint64_t bytes) noexcept nogil:
     us_add(&pool.references, 1)
     us_add(&pool.region_count, 1)
     us_max(&pool.peak_virtual, us_add(&pool.virtual_bytes, <int64_t>whole))
-    us_add(&pool.reclaim.overhead, <int64_t>(sizeof(Region) + 16 * region_folios(region)))
+    us_add(&pool.reclaim.overhead, <int64_t>(sizeof(Region) + 24 * region_folios(region)))
     us_lock(&pool.list_lock)
     region.next = pool.regions
     if pool.regions != NULL:
@@ -203,7 +211,7 @@ cdef void region_release(Region* region) noexcept nogil:
         us_store_ptr(<void**>&arena_owner[first + i], NULL)
     us_add(&pool.virtual_bytes, -<int64_t>region.bytes)
     us_add(&pool.region_count, -1)
-    us_add(&pool.reclaim.overhead, -<int64_t>(sizeof(Region) + 16 * region_folios(region)))
+    us_add(&pool.reclaim.overhead, -<int64_t>(sizeof(Region) + 24 * region_folios(region)))
     region.pool = NULL
     region.bytes = 0
     kind = extent_class(&granules)

@@ -26,6 +26,20 @@
 #include <time.h>
 #include <unistd.h>
 
+/* ---- what the headers of an older system lack, though the kernel may have it ---- */
+
+#ifndef UFFDIO_MOVE /* Linux 6.8 */
+struct uffdio_move {
+    __u64 dst, src, len, mode;
+    __s64 move;
+};
+#define UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES ((__u64)1 << 1)
+#define UFFDIO_MOVE _IOWR(UFFDIO, 0x05, struct uffdio_move)
+#endif
+#ifndef UFFD_FEATURE_MOVE
+#define UFFD_FEATURE_MOVE (1 << 16)
+#endif
+
 /* ---- assertions and injected delays: only in the debug build (make debug) ---- */
 
 #ifdef US_DEBUG

@@ -580,6 +580,10 @@ cdef int swap_dup(SwapSpace* s, uint64_t* id, uint64_t holder) noexcept nogil:
     return error
 
 
+cdef bint swap_shared(SwapSpace* s, uint64_t id) noexcept nogil:
+    return s.map.ops.count(s.map, id) > 1
+
+
 cdef bint swap_same(SwapSpace* s, uint64_t id) noexcept nogil:
     cdef uint64_t entry = s.map.ops.lock(s.map, id)
     s.map.ops.unlock(s.map, id, entry)
