@@ -13,8 +13,9 @@ from userswap.memory.faults cimport (
     faults_install, memory_check, memory_compact, memory_evict, memory_holders, memory_pool_close, memory_snapshot,
     memory_writeback, pool_bind,
 )
+from userswap.memory.frames cimport frames_forbid_move
 from userswap.memory.regions cimport BUCKETS, MemoryPool, Region, arena_open, pool_get, pool_new, region_at
-from userswap.memory.stage cimport STAGE_MOST_KEPT, stage_keep
+from userswap.memory.stage cimport STAGE_SLOTS, stage_keep
 from userswap.native.us cimport us_debug, us_read
 from userswap.reclaim.reclaim cimport reclaim_used
 from userswap.swap.space cimport (
@@ -26,13 +27,18 @@ from userswap.swap.traced cimport traced_events
 FOLIO = FOLIO_BYTES
 
 
-def open_arena() -> None:
+def open_arena(move: bool = True) -> None:
     """Reserve the arena, register it with userfaultfd, take over SIGBUS and libc's I/O functions. Once a process.
+
+    `move`: frames are moved, where the kernel can, and not copied.
 
     Raises:
         OSError: the kernel refuses userfaultfd (``errno`` says why), or there is no address space.
     """
-    cdef int error = arena_open()
+    cdef int error
+    if not move:
+        frames_forbid_move()
+    error = arena_open()
     if error == 0:
         error = faults_install()
     if error:
@@ -84,9 +90,8 @@ cdef class Core:
         self.pool.reclaim.hard = hard
         # Faults of several threads at once go over the limit by a folio and its packed copy each; and frames on the
         # stage are nobody's.
-        kept = min(STAGE_MOST_KEPT, limit // 64 // FOLIO_BYTES)
-        stage_keep(kept)
-        self.pool.reclaim.headroom = min(8 * FOLIO_BYTES, limit // 64) + kept * FOLIO_BYTES
+        self.pool.reclaim.headroom = min(8 * FOLIO_BYTES, limit // 64) + stage_keep(limit // 32)
+        self.pool.run_most = max(1, min(STAGE_SLOTS, limit // 64 // FOLIO_BYTES))
         self.pool.reclaim.least_resident = max(16 * FOLIO_BYTES, limit // 32)
         self.pool.reclaim.overhead = codec_metadata() + sizeof(MemoryPool)
         self.pool.reclaim.peak = reclaim_used(&self.pool.reclaim)

@@ -24,14 +24,17 @@ from userswap.memory.frames cimport (
     frame_vacate, frames_reopen,
 )
 from userswap.memory.pagetable cimport (
-    BUSY, CLEAN, DIRTY, EMPTY, GUARDED, PIN_MASK, PIN_MAX, PIN_ONE, SWAPPED, WAITERS, YOUNG, word_id, word_make, word_pins,
-    word_resident, word_state,
+    BUSY, CLEAN, DIRTY, EMPTY, GUARDED, PIN_MASK, PIN_MAX, PIN_ONE, SWAPPED, WAITERS, YOUNG, word_id,
+    word_make, word_pins, word_resident, word_state,
 )
 from userswap.memory.regions cimport (
-    BUCKETS, PAGE_BYTES, MemoryPool, Region, arena_end, arena_end_word, arena_first_word, arena_start, folio_bytes,
-    pool_first, pool_put, region_at, region_folios, region_new, region_of_word, region_release, region_unlink,
+    BUCKETS, PAGE_BYTES, STREAMS, MemoryPool, Region, Stream, arena_end, arena_end_word, arena_first_word,
+    arena_start, folio_bytes, pool_first, pool_put, region_at, region_folios, region_new,
+    region_of_word, region_release, region_unlink,
 )
-from userswap.memory.stage cimport stage_give, stage_moved, stage_renew, stage_room, stage_take
+from userswap.memory.stage cimport (
+    STAGE_SLOTS, stage_give, stage_moved, stage_renew, stage_room, stage_take, stage_take_window, stage_usable,
+)
 from userswap.memory.syscalls cimport PinOps, siginfo_t, sigbus_chain, sigbus_install, syscalls_install
 from userswap.native.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
@@ -46,8 +49,8 @@ from userswap.swap.holder cimport holder_release
 from userswap.swap.kin cimport kin_after_fork, kin_before_fork
 from userswap.swap.map cimport HolderOps, SwapMap
 from userswap.swap.space cimport (
-    SwapSpace, space_has_slots, space_inherit, swap_cached, swap_compact, swap_dup, swap_in, swap_out, swap_out_run,
-    swap_put, swap_same, swap_shared, swap_uncache, swap_writeback,
+    RUN_FOLIOS, SwapSpace, space_has_slots, space_inherit, swap_cached, swap_compact, swap_dup, swap_in,
+    swap_out, swap_out_run, swap_put, swap_same, swap_shared, swap_uncache, swap_writeback,
 )
 
 cdef extern from *:
@@ -118,7 +121,7 @@ cdef extern from "<sched.h>" nogil:
     int sched_yield()
 
 cdef enum:
-    BATCH = 16                  # most folios evicted in one go
+    BATCH = STAGE_SLOTS         # most folios evicted in one go
     LEAST_BATCH = 8             # and fewest, so that neighbours share system calls and TLB flushes
     TRIES = 64                  # victims that may fail to leave (incompressible, no device) before it gives up
     GATE_CLOSED = 1
@@ -229,7 +232,8 @@ cdef int fill_from_peer(MemoryPool* pool, uint64_t id, char* target, uint64_t by
     region = region_of_word(word)
     index = word - region.words
     if us_load(word) & GUARDED and folio_bytes(region, index) >= bytes:
-        # It is what the id has, since nobody can write to it. The kernel reads it: if the program threw a page of it away (madvise) that fails, and storage has the bytes.
+        # It is what the id has, since nobody can write to it. The kernel reads it: if the program threw a page of it
+        # away (madvise) that fails, and storage has the bytes.
         error = frame_fill(target, folio_at(region, index), bytes, protect)
         if error:
             frame_vacate(target, bytes)
@@ -265,7 +269,7 @@ cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writi
     cdef int error = -ENXIO
     reclaim_charge(&pool.reclaim, <int64_t>bytes)
     us_chaos()
-    # The clean folio of a shared id is guarded, so that other holders can copy it; guarding from the start takes a copy.
+    # The clean folio of a shared id is guarded, so that other holders can copy it. Guarded from the start means copied.
     if bytes == FOLIO_BYTES and (writing or id == 0 or not swap_shared(pool.swap, id)):
         frame = stage_take(&zeros)
     if word_state(word) == EMPTY:
@@ -308,6 +312,116 @@ cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writi
     return 0
 
 
+cdef int wanted_run(Region* region, uint64_t index) noexcept nogil:
+    """How many folios from this one on shall come together: more each time while faults follow each other, up to the
+    end of a window, so that what goes on from there can be a huge page."""
+    cdef Stream* stream
+    cdef int i, most
+    cdef uint64_t between
+    for i in range(STREAMS):
+        stream = &region.streams[i]
+        if stream.run == 0 or index < stream.next or index - stream.next > 2 * STAGE_SLOTS:
+            continue
+        # what lies between was there already
+        between = stream.next
+        while between < index and word_resident(us_load(&region.words[between])):
+            between += 1
+        if between < index:
+            continue
+        most = 2 * stream.run
+        if most > region.pool.run_most:
+            most = region.pool.run_most
+        if <uint64_t>most > STAGE_SLOTS - index % STAGE_SLOTS:
+            most = <int>(STAGE_SLOTS - index % STAGE_SLOTS)
+        if index + <uint64_t>most > region_folios(region):
+            most = <int>(region_folios(region) - index)
+        stream.run = 2 * stream.run if 2 * stream.run < STAGE_SLOTS else STAGE_SLOTS
+        stream.next = index + <uint64_t>most
+        return most
+    stream = &region.streams[region.turn % STREAMS]
+    region.turn = (region.turn + 1) % STREAMS
+    stream.next = index + 1
+    stream.run = 1
+    return 1
+
+
+cdef int make_window(Region* region, uint64_t first, uint64_t word, bint writing) noexcept nogil:
+    """A whole window, every folio of it with BUSY set by us and in the state of the first: into place as one piece.
+    1: it can't be had so. Else the words are released."""
+    cdef MemoryPool* pool = region.pool
+    cdef uint64_t* words = &region.words[first]
+    cdef char* folios = folio_at(region, first)
+    cdef Worker* worker
+    cdef char* frames
+    cdef bint zeros = False
+    cdef int i, error = 0
+    cdef uint64_t seen
+    reclaim_charge(&pool.reclaim, STAGE_SLOTS * FOLIO_BYTES)
+    frames = stage_take_window(&zeros)
+    if frames == NULL:
+        reclaim_uncharge(&pool.reclaim, STAGE_SLOTS * FOLIO_BYTES)
+        return 1
+    if word_state(word) == EMPTY:
+        if not zeros:
+            memset(frames, 0, STAGE_SLOTS * FOLIO_BYTES)
+    else:
+        worker = codec_take()
+        for i in range(STAGE_SLOTS):
+            error = swap_in(pool.swap, worker, word_id(us_load(&words[i])), frames + (i << FOLIO_SHIFT), FOLIO_BYTES, 0)
+            if error:
+                break
+            region.sums[first + <uint64_t>i] = us_sum(frames + (i << FOLIO_SHIFT), FOLIO_BYTES)
+        codec_give(worker)
+    us_chaos()
+    if error or frame_move_in(folios, frames, STAGE_SLOTS * FOLIO_BYTES) != 0:
+        # one by one, and only who needs the damaged one hears of it
+        stage_give(frames, STAGE_SLOTS)
+        frame_vacate(folios, STAGE_SLOTS * FOLIO_BYTES)
+        reclaim_uncharge(&pool.reclaim, STAGE_SLOTS * FOLIO_BYTES)
+        return 1
+    stage_moved(frames, STAGE_SLOTS)
+    if word_state(word) == SWAPPED:
+        us_add(&pool.swapped_bytes, -<int64_t>STAGE_SLOTS * FOLIO_BYTES)
+    us_chaos()
+    for i in range(STAGE_SLOTS):
+        seen = us_load(&words[i])
+        if word_state(word) == EMPTY:
+            seen = word_make(DIRTY, 0)
+        elif writing and i == 0:
+            swap_put(pool.swap, word_id(seen))
+            seen = word_make(DIRTY, 0)
+        else:
+            seen = word_make(CLEAN, word_id(seen))
+        us_word_release(&words[i], seen, WAITERS)           # none YOUNG: they leave together, too
+    return 0
+
+
+cdef int make_run(Region* region, uint64_t index, uint64_t word, bint writing) noexcept nogil:
+    """The folio, whose BUSY the caller has set, and its neighbours if faults come in a row. Releases the words."""
+    cdef int most = wanted_run(region, index) if stage_usable() else 1
+    cdef int count = 1, i, error
+    cdef uint64_t[STAGE_SLOTS] held
+    held[0] = word
+    while count < most:
+        word = us_load(&region.words[index + <uint64_t>count])
+        if (word & BUSY or word_state(word) != word_state(held[0])
+                or (word_id(word) and swap_shared(region.pool.swap, word_id(word)))):
+            break
+        held[count] = (word | BUSY) & ~<uint64_t>WAITERS
+        if not us_cas(&region.words[index + <uint64_t>count], word, held[count]):
+            break
+        count += 1
+    if count == STAGE_SLOTS and make_window(region, index, held[0], writing) == 0:
+        return 0
+    error = make_resident(region, index, held[0], writing)
+    for i in range(1, count):
+        if error == 0:
+            make_resident(region, index + <uint64_t>i, held[i], False)
+        else:
+            us_word_release(&region.words[index + <uint64_t>i], held[i] & ~<uint64_t>BUSY, WAITERS)
+    return error
+
+
 cdef int make_dirty(Region* region, uint64_t index, uint64_t word) noexcept nogil:
     """CLEAN to DIRTY: a write gives up the swapped copy. The caller has set BUSY; released here."""
     cdef int error = 0
@@ -342,7 +456,7 @@ cdef int folio_fault(Region* region, uint64_t index, int writing, char* page) no
         held = (word | BUSY) & ~<uint64_t>WAITERS
         if state == EMPTY or state == SWAPPED:
             if us_cas(at, word, held):
-                return make_resident(region, index, held, writing == 1)
+                return make_run(region, index, held, writing == 1)
         elif state == CLEAN and writing == 1:
             if us_cas(at, word, held):
                 return make_dirty(region, index, held)
@@ -379,9 +493,11 @@ cdef int find_victims(MemoryPool* pool, Victim* victims, int most) noexcept nogi
     index = pool.hand_index if pool.hand != NULL else 0
     # twice around: the first time may only clear YOUNG bits
     while region != NULL and found < most and looked <= 2 * folios:
+        if found and index % STAGE_SLOTS == 0:
+            break                       # a batch stays within a window, and so within a region
         if index >= region_folios(region):
             if found:
-                break                   # a batch stays within a region
+                break
             region = region.next if region.next != NULL else pool.regions
             index = 0
             looked += 1
@@ -464,7 +580,7 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
                 victims[first].next = word_make(SWAPPED, word_id(victims[first].word))
             continue
         # Dirty neighbours leave as one large folio: their ids are allocated together, raw ones are one write.
-        while last < count and word_state(victims[last].word) == DIRTY:
+        while last < count and last - first < RUN_FOLIOS and word_state(victims[last].word) == DIRTY:
             victims[last].next = 0
             last += 1
         if error:
@@ -517,6 +633,8 @@ cdef int64_t evict(void* ctx, int64_t want) noexcept nogil:
     cdef int count, first, last, tried = 0
     cdef int most = <int>((want + FOLIO_BYTES - 1) // FOLIO_BYTES) if want < BATCH * FOLIO_BYTES else BATCH
     cdef Worker* worker = codec_take()
+    if most > LEAST_BATCH:
+        most = BATCH                # a window as a whole: a part of it would break its huge page
     while freed == 0 and tried < TRIES:
         count = find_victims(pool, victims, most if most > LEAST_BATCH else LEAST_BATCH)
         if count == 0:

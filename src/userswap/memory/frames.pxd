@@ -13,9 +13,9 @@ cdef void frames_forbid_move() noexcept nogil
 cdef int frames_register_stage(char* start, uint64_t length) noexcept nogil
 # Bytes into a range that is not there: atomic for every other thread. `protect`: write-protected from the start.
 cdef int frame_fill(char* at, const void* data, uint64_t length, bint protect) noexcept nogil
-# The memory behind a range that is there to one that is not; the source is gone afterwards. Atomic for every other thread,
-# page by page. It can't be done where a page is not the process's own (after a fork), or held by a device, or where
-# the program changed the mapping. Into place: what can't be moved is copied.
+# The memory behind a range that is there to one that is not; the source is gone afterwards. Atomic for every other
+# thread, page by page. It can't be done where a page is not the process's own (after a fork), or held by a device, or
+# where the program changed the mapping. Into place: what can't be moved is copied.
 cdef int frame_move_in(char* at, char* staged, uint64_t length) noexcept nogil
 # Out of place: all of it, or nothing. A page that the program threw away is missing at the target too.
 cdef int frame_move_out(char* at, char* staged, uint64_t length) noexcept nogil

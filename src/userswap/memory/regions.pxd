@@ -4,7 +4,7 @@
 # Locks: `arena_lock` (extents, free lists) and a pool's `list_lock` (its regions, the clock hand) are leaf
 # mutexes. A region that a lookup found stays while the program may touch it: freeing memory that another thread
 # still uses is the program's error, as with malloc.
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from userswap.native.us cimport us_mutex
 from userswap.reclaim.reclaim cimport Reclaim
@@ -12,7 +12,13 @@ from userswap.swap.space cimport CodecHint, SwapSpace
 
 cdef enum:
     PAGE_BYTES = 4096
+    STREAMS = 4
     BUCKETS = 320               # fault times: 8 to an octave of nanoseconds
+
+# Faults in a row, for instance of a thread that scans. Plain fields: a lost update costs a few faults.
+cdef struct Stream:
+    uint64_t next               # the folio that goes on with it
+    int32_t run                 # how many came together last
 
 cdef struct Region:
     char* base
@@ -24,10 +30,13 @@ cdef struct Region:
     Region* next                # in the pool's list; in a free list, the next free extent
     Region* previous
     CodecHint hint
+    Stream[STREAMS] streams
+    int turn                    # the stream that is forgotten next
 
 cdef struct MemoryPool:
     Reclaim reclaim
     SwapSpace* swap
+    int run_most                # folios that one fault may bring in
     us_mutex list_lock
     Region* regions
     Region* hand                # the clock hand: the next folio that reclaim looks at

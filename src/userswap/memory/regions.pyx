@@ -7,10 +7,11 @@ class: address space is plentiful, and a freed extent never has to be cut or mer
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memset
 
 from userswap.backends.codec cimport FOLIO_BYTES, FOLIO_SHIFT
 from userswap.memory.frames cimport frames_open
-from userswap.memory.stage cimport stage_open
+from userswap.memory.stage cimport STAGE_SLOTS, stage_open
 from userswap.native.mman cimport (
     MADV_DONTDUMP, MADV_NOHUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE,
     PROT_READ, PROT_WRITE, madvise, mmap, munmap,
@@ -19,6 +20,8 @@ from userswap.native.us cimport us_add, us_assert, us_load_ptr, us_lock, us_max,
 from userswap.swap.space cimport space_delete
 
 cdef enum:
+    WINDOW_FOLIOS = STAGE_SLOTS
+    WINDOW_BYTES = WINDOW_FOLIOS << FOLIO_SHIFT
     EXTENT_CLASSES = 160
     MOST_REGIONS = 1 << 22
     MOST_SHIFT = 43             # 8 TiB of address space, less where the process may not have that
@@ -55,7 +58,7 @@ cdef int arena_open() noexcept nogil:
     while shift >= LEAST_SHIFT:
         length = <uint64_t>1 << shift
         table = (length >> FOLIO_SHIFT) * 8
-        start = <char*>reserve(length + FOLIO_BYTES)
+        start = <char*>reserve(length + WINDOW_BYTES)
         if start != NULL:
             arena_owner = <Region**>reserve(table)
             arena_words = <uint64_t*>reserve(table)
@@ -63,7 +66,7 @@ cdef int arena_open() noexcept nogil:
             region_table = <Region*>reserve(<uint64_t>MOST_REGIONS * sizeof(Region))
             if arena_owner != NULL and arena_words != NULL and arena_sums != NULL and region_table != NULL:
                 break
-            munmap(start, length + FOLIO_BYTES)
+            munmap(start, length + WINDOW_BYTES)
             if arena_owner != NULL:
                 munmap(arena_owner, table)
             if arena_words != NULL:
@@ -74,9 +77,9 @@ cdef int arena_open() noexcept nogil:
         shift -= 1
     if start == NULL:
         return -ENOMEM
-    madvise(start, length + FOLIO_BYTES, MADV_DONTDUMP)
-    madvise(start, length + FOLIO_BYTES, MADV_NOHUGEPAGE)
-    start = <char*>((<uint64_t>start + FOLIO_BYTES - 1) & ~<uint64_t>(FOLIO_BYTES - 1))
+    madvise(start, length + WINDOW_BYTES, MADV_DONTDUMP)
+    madvise(start, length + WINDOW_BYTES, MADV_NOHUGEPAGE)
+    start = <char*>((<uint64_t>start + WINDOW_BYTES - 1) & ~<uint64_t>(WINDOW_BYTES - 1))
     error = frames_open(start, length)
     if error == 0:
         error = stage_open()
@@ -152,14 +155,19 @@ cdef Region* region_new(MemoryPool* pool, uint64_t bytes) noexcept nogil:
     region = free_extents[kind]
     if region != NULL:
         free_extents[kind] = region.next
-    elif regions_made < MOST_REGIONS and granules_used + granules <= arena_bytes() >> FOLIO_SHIFT:
-        region = &region_table[regions_made]
-        regions_made += 1
-        region.base = arena_start + (granules_used << FOLIO_SHIFT)
-        region.words = &arena_words[granules_used]
-        region.sums = &arena_sums[granules_used]
-        region.granules = granules
-        granules_used += granules
+    else:
+        first = granules_used
+        if granules >= WINDOW_FOLIOS:
+            # so that whole windows of it can be huge pages
+            first = (first + WINDOW_FOLIOS - 1) & ~<uint64_t>(WINDOW_FOLIOS - 1)
+        if regions_made < MOST_REGIONS and first + granules <= arena_bytes() >> FOLIO_SHIFT:
+            region = &region_table[regions_made]
+            regions_made += 1
+            region.base = arena_start + (first << FOLIO_SHIFT)
+            region.words = &arena_words[first]
+            region.sums = &arena_sums[first]
+            region.granules = granules
+            granules_used = first + granules
     us_unlock(&arena_lock)
     if region == NULL:
         return NULL
@@ -168,6 +176,7 @@ cdef Region* region_new(MemoryPool* pool, uint64_t bytes) noexcept nogil:
     region.hint.recipe = -1
     region.hint.expected = 0
     region.hint.left = 0
+    memset(region.streams, 0, sizeof(region.streams))
     region.previous = NULL
     us_add(&pool.references, 1)
     us_add(&pool.region_count, 1)

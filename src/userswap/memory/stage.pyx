@@ -9,13 +9,15 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from userswap.backends.codec cimport FOLIO_BYTES, FOLIO_SHIFT
 from userswap.memory.frames cimport frames_can_move, frames_register_stage
 from userswap.native.mman cimport (
-    MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED, MADV_NOHUGEPAGE, MADV_POPULATE_WRITE, MAP_ANONYMOUS, MAP_FAILED,
-    MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap, munmap,
+    MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_POPULATE_WRITE,
+    MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap,
+    munmap,
 )
-from userswap.native.us cimport us_assert, us_lock, us_mutex, us_read, us_unlock, us_write
+from userswap.native.us cimport us_assert, us_lock, us_mutex, us_unlock
 
 cdef enum:
     WINDOWS = 64
+    SINGLE = 32                 # windows of which folios are taken one by one; the others only go as a whole
     WINDOW_BYTES = STAGE_SLOTS << FOLIO_SHIFT
     STAGE_BYTES = WINDOWS * WINDOW_BYTES
 
@@ -26,7 +28,10 @@ cdef char* stage = NULL
 cdef uint32_t[WINDOWS] taken            # slots that are not free; kept ones are among them
 cdef Frame[STAGE_MOST_KEPT] kept
 cdef int64_t have = 0                   # how many are kept
+cdef Frame[STAGE_MOST_WINDOWS] kept_windows
+cdef int64_t have_windows = 0
 cdef int64_t most = STAGE_MOST_KEPT
+cdef int64_t most_windows = STAGE_MOST_WINDOWS
 cdef int last = 0                       # the window that gave the last slot
 
 
@@ -41,7 +46,8 @@ cdef int stage_map(char* at, int how) noexcept nogil:
         start = <char*>((<uint64_t>start + WINDOW_BYTES - 1) & ~<uint64_t>(WINDOW_BYTES - 1))
     madvise(start, STAGE_BYTES, MADV_DONTDUMP)
     madvise(start, STAGE_BYTES, MADV_DONTFORK)
-    madvise(start, STAGE_BYTES, MADV_NOHUGEPAGE)
+    madvise(start, SINGLE * WINDOW_BYTES, MADV_NOHUGEPAGE)
+    madvise(start + SINGLE * WINDOW_BYTES, (WINDOWS - SINGLE) * WINDOW_BYTES, MADV_HUGEPAGE)
     cdef int error = frames_register_stage(start, STAGE_BYTES)
     if error:
         munmap(start, STAGE_BYTES)
@@ -56,73 +62,99 @@ cdef int stage_open() noexcept nogil:
     return stage_map(NULL, 0)
 
 
+cdef bint stage_usable() noexcept nogil:
+    return stage != NULL
+
+
 cdef void stage_renew() noexcept nogil:
-    global stage, have
+    global stage, have, have_windows
     cdef char* at = stage
     cdef int i
     stage = NULL
-    us_write(&have, 0)
+    have = have_windows = 0
     for i in range(WINDOWS):
         taken[i] = 0
     if at != NULL and frames_can_move():
         stage_map(at, MAP_FIXED_NOREPLACE)      # without one, frames are copied
 
 
-cdef void stage_keep(int64_t wish) noexcept nogil:
-    global most
+cdef int64_t stage_keep(int64_t bytes) noexcept nogil:
+    global most, most_windows
+    cdef int64_t frames = bytes // 2 // FOLIO_BYTES
+    cdef int64_t windows = bytes // 2 // WINDOW_BYTES
+    frames = frames if frames < STAGE_MOST_KEPT else STAGE_MOST_KEPT
+    windows = windows if windows < STAGE_MOST_WINDOWS else STAGE_MOST_WINDOWS
+    if stage == NULL:
+        return 0
     us_lock(&stage_lock)
-    if wish < most:
-        most = wish
+    most = frames if frames < most else most
+    most_windows = windows if windows < most_windows else most_windows
     us_unlock(&stage_lock)
-
-
-cdef int64_t stage_kept() noexcept nogil:
-    return us_read(&have)
+    return frames * FOLIO_BYTES + windows * WINDOW_BYTES
 
 
 cdef char* stage_room(int count) noexcept nogil:
     global last
     cdef uint32_t bits = <uint32_t>((<uint64_t>1 << count) - 1)
-    cdef uint32_t wanted
     cdef int i, shift, window
     cdef char* found = NULL
     if stage == NULL:
         return NULL
     us_lock(&stage_lock)
-    for i in range(WINDOWS):
-        window = (last + i) % WINDOWS
+    for i in range(SINGLE):
+        window = SINGLE + i if count == STAGE_SLOTS else (last + i) % SINGLE
         if taken[window] == ~<uint32_t>0:
             continue
         for shift in range(STAGE_SLOTS - count + 1):
-            wanted = bits << shift
-            if taken[window] & wanted == 0:
-                taken[window] |= wanted
+            if taken[window] & (bits << shift) == 0:
+                taken[window] |= bits << shift
                 found = stage + <uint64_t>window * WINDOW_BYTES + (<uint64_t>shift << FOLIO_SHIFT)
                 break
         if found != NULL:
-            last = window
+            if count < STAGE_SLOTS:
+                last = window
             break
     us_unlock(&stage_lock)
     return found
 
 
+cdef char* take_new(int count) noexcept nogil:
+    cdef char* frames = stage_room(count)
+    if frames != NULL and madvise(frames, <uint64_t>count << FOLIO_SHIFT, MADV_POPULATE_WRITE) != 0:
+        madvise(frames, <uint64_t>count << FOLIO_SHIFT, MADV_DONTNEED)
+        stage_moved(frames, count)              # no memory, just now
+        return NULL
+    return frames
+
+
 cdef char* stage_take(bint* zeros) noexcept nogil:
+    global have
     cdef char* frame = NULL
     zeros[0] = False
-    if stage == NULL:
-        return NULL
     us_lock(&stage_lock)
     if have:
-        us_write(&have, have - 1)
+        have -= 1
         frame = kept[have]
     us_unlock(&stage_lock)
-    if frame == NULL:
-        frame = stage_room(1)
-        zeros[0] = True
-        if frame != NULL and madvise(frame, FOLIO_BYTES, MADV_POPULATE_WRITE) != 0:
-            stage_moved(frame, 1)               # no memory, just now
-            return NULL
-    return frame
+    if frame != NULL:
+        return frame
+    zeros[0] = True
+    return take_new(1)
+
+
+cdef char* stage_take_window(bint* zeros) noexcept nogil:
+    global have_windows
+    cdef char* frames = NULL
+    zeros[0] = False
+    us_lock(&stage_lock)
+    if have_windows:
+        have_windows -= 1
+        frames = kept_windows[have_windows]
+    us_unlock(&stage_lock)
+    if frames != NULL:
+        return frames
+    zeros[0] = True
+    return take_new(STAGE_SLOTS)
 
 
 cdef void stage_moved(char* slots, int count) noexcept nogil:
@@ -136,11 +168,18 @@ cdef void stage_moved(char* slots, int count) noexcept nogil:
 
 
 cdef void stage_give(char* frames, int count) noexcept nogil:
+    global have, have_windows
+    cdef bint single = frames < stage + SINGLE * WINDOW_BYTES
     us_lock(&stage_lock)
-    while count and have < most:
+    if count == STAGE_SLOTS and have_windows < most_windows:
+        kept_windows[have_windows] = frames
+        have_windows += 1
+        count = 0
+    # Not of a window that is whole, or was: what is left of a huge page keeps all of it.
+    while single and count and have < most:
         count -= 1
         kept[have] = frames + (<uint64_t>count << FOLIO_SHIFT)
-        us_write(&have, have + 1)
+        have += 1
     us_unlock(&stage_lock)
     if count:
         madvise(frames, <uint64_t>count << FOLIO_SHIFT, MADV_DONTNEED)

@@ -22,6 +22,7 @@ cdef extern from "<sys/mman.h>" nogil:
         MADV_DONTDUMP
         MADV_DONTFORK
         MADV_DONTNEED
+        MADV_HUGEPAGE
         MADV_NOHUGEPAGE
         MADV_POPULATE_WRITE
         MADV_WIPEONFORK
