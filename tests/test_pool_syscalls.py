@@ -104,10 +104,10 @@ def test_a_folio_under_a_system_call_stays_and_leaves_after_it(pipe: tuple[int, 
 
 
 def test_as_many_pins_as_a_word_holds_and_not_one_more(pipe: tuple[int, int]) -> None:
-    """One folio has 10 bits of pins. The call that would be the 1024th fails; none reaches into the swap id."""
+    """One folio has 9 bits of pins. The call that would be the 512th fails; none reaches into the swap id."""
     pool = fresh_pool()
     array: Any = pool.array(data("walk", FOLIO, 1))
-    reads = [partial(os.readv, pipe[0], [array[i : i + 1] for i in range(n)]) for n in (512, 511)]
+    reads = [partial(os.readv, pipe[0], [array[i : i + 1] for i in range(n)]) for n in (256, 255)]
     calls = [blocked(read) for read in reads]
     os.set_blocking(pipe[0], False)  # so that a call that is let through is seen, and does not wait
     with pytest.raises(OSError) as full:
@@ -117,15 +117,15 @@ def test_as_many_pins_as_a_word_holds_and_not_one_more(pipe: tuple[int, int]) ->
     out(pool)
     assert pool._core.check() == {"empty": 0, "dirty": 1, "clean": 0, "swapped": 0, "ids": 0, "wrong": 0}
     for _ in calls:
-        os.write(pipe[1], b"y" * 500)
+        os.write(pipe[1], b"y" * 200)
         time.sleep(0.02)
     for thread, result in calls:
         thread.join(20)
-        assert result == [500]
+        assert result == [200]
     out(pool)
     assert pool.stats().resident_bytes == 0
-    assert bytes(array[:500]) == b"y" * 500
-    assert np.array_equal(array[500:], data("walk", FOLIO, 1)[500:])
+    assert bytes(array[:200]) == b"y" * 200
+    assert np.array_equal(array[200:], data("walk", FOLIO, 1)[200:])
 
 
 def test_a_call_reads_as_much_as_it_asked_for(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from libc.stdint cimport int64_t, uint64_t
 
 from userswap.backends.codec cimport FOLIO_BYTES, codec_metadata
 from userswap.backends.swapfile cimport SwapFile, swapfile_delete, swapfile_new
+from userswap.memory.ahead cimport ahead_rest
 from userswap.memory.faults cimport (
-    faults_install, memory_check, memory_compact, memory_evict, memory_holders, memory_pool_close, memory_snapshot,
+    faults_install, memory_background, memory_check, memory_compact, memory_evict, memory_holders, memory_pool_close, memory_snapshot,
     memory_writeback, pool_bind,
 )
 from userswap.memory.frames cimport frames_forbid_move
@@ -45,6 +46,12 @@ def open_arena(move: bool = True) -> None:
         raise OSError(-error, os.strerror(-error))
 
 
+def rest() -> None:
+    """The process ends: no thread of ours does anything from now on."""
+    with nogil:
+        ahead_rest()
+
+
 def debug_build() -> bool:
     """Whether this build has assertions and injected delays."""
     return us_debug()
@@ -63,9 +70,9 @@ cdef class Core:
     """A pool: its budget, its swap space, its regions. Lives on behind its regions after `close`."""
 
     def __cinit__(self, *, limit: int, design: str, address_space: int, fd: int, file_limit: int, file_name: str,
-                  directory: str, hard: bool, dedupe: bool):
+                  directory: str, hard: bool, dedupe: bool, background: bool):
         """`limit`: bytes. `fd`: an open swap file (owned from now on) or -1. `directory`: for children's own.
-        `dedupe`: store identical folios once."""
+        `dedupe`: store identical folios once. `background`: let a thread of ours work while the program computes."""
         cdef SwapFile* device = NULL
         cdef SwapSpace* space = NULL
         cdef int64_t bounce = min(1 << 20, max(128 << 10, limit // 64)) // 4096 * 4096
@@ -93,6 +100,8 @@ cdef class Core:
         self.pool.reclaim.headroom = min(8 * FOLIO_BYTES, limit // 64) + stage_keep(limit // 32)
         self.pool.run_most = max(1, min(STAGE_SLOTS, limit // 64 // FOLIO_BYTES))
         self.pool.reclaim.least_resident = max(16 * FOLIO_BYTES, limit // 32)
+        if background:
+            memory_background()     # without it, every fault does its own work
         self.pool.reclaim.overhead = codec_metadata() + sizeof(MemoryPool)
         self.pool.reclaim.peak = reclaim_used(&self.pool.reclaim)
 
@@ -147,6 +156,8 @@ cdef class Core:
             "deduped_bytes": us_read(&p.swap.dedupe.bytes_saved),
             "cache_hits": us_read(&p.swap.cache_hits),
             "runs": us_read(&p.swap.runs),
+            "readahead": us_read(&p.readahead) * STAGE_SLOTS,
+            "readahead_hits": us_read(&p.readahead_hits) * STAGE_SLOTS,
             "over_budget": us_read(&p.reclaim.failures),
             "fault_ns_p50": max(p50, 0),
             "fault_ns_p99": max(p99, 0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import importlib.util
 import os
@@ -89,6 +90,10 @@ class Stats:
     """Faults on a shared folio that were served from another array that has it in place."""
     runs: int
     """Swap-outs of large folios: neighbours that left together, with swap ids in a row."""
+    readahead: int
+    """Folios that were made ready before the program came to them."""
+    readahead_hits: int
+    """How many of these it came to."""
     over_budget: int
     """Times the budget had to be exceeded."""
     fault_ns_p50: int
@@ -145,6 +150,9 @@ def start() -> None:
             _core.open_arena(move=os.environ.get("USERSWAP_FRAMES") != "copy")
         except OSError as error:
             raise UnsupportedError(_why_not(error)) from None
+        # Libraries that the thread uses take themselves apart after this. Only the last of several counts.
+        atexit.unregister(_core.rest)
+        atexit.register(_core.rest)
 
 
 def _directory(name: str) -> str:
@@ -245,6 +253,7 @@ class Pool:
             directory=_directory(file.name) if file else "",
             hard=hard,
             dedupe=dedupe,
+            background=len(os.sched_getaffinity(0)) > 1,
         )
         self._handler = numpy_hook.new_handler(self._core)
         self._last: Stats | None = None

@@ -8,6 +8,7 @@ from userswap.swap.space cimport SwapSpace
 
 # Handler, wrappers and fork handlers; the arena must be open. Again: makes sure of the first place. 0 or -errno.
 cdef int faults_install() noexcept nogil
+cdef int memory_background() noexcept nogil                     # readahead's thread: 0 or -errno
 # Ties a pool to its swap space and its reclaim to the evict function; before the pool's first region.
 cdef void pool_bind(MemoryPool* pool, SwapSpace* swap) noexcept nogil
 # The pool's page-table words as the swap space needs them: to be made with these, and the pool as `ctx`.

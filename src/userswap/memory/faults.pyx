@@ -19,12 +19,16 @@ from libc.string cimport memcpy, memset, strerror, strlen
 
 from userswap.backends.codec cimport FOLIO_BYTES, FOLIO_SHIFT, Worker, codec_give, codec_take
 from userswap.backends.swapfile cimport swapfile_name
+from userswap.memory.ahead cimport (
+    AHEAD_DEPTH, AheadOps, Job, ahead_ask, ahead_close, ahead_end, ahead_forget, ahead_help, ahead_helped, ahead_open,
+    ahead_renew, ahead_running, ahead_start, ahead_take,
+)
 from userswap.memory.frames cimport (
     frame_fill, frame_fill_zeros, frame_mend, frame_move_in, frame_move_out, frame_protect, frame_unprotect,
     frame_vacate, frames_reopen,
 )
 from userswap.memory.pagetable cimport (
-    BUSY, CLEAN, DIRTY, EMPTY, GUARDED, PIN_MASK, PIN_MAX, PIN_ONE, SWAPPED, WAITERS, YOUNG, word_id,
+    BUSY, CLEAN, DIRTY, EMPTY, GUARDED, PIN_MASK, PIN_MAX, PIN_ONE, STAGED, SWAPPED, WAITERS, YOUNG, word_id,
     word_make, word_pins, word_resident, word_state,
 )
 from userswap.memory.regions cimport (
@@ -40,8 +44,8 @@ from userswap.native.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
 )
 from userswap.native.us cimport (
-    us_add, us_assert, us_cas, us_chaos, us_load, us_lock, us_now, us_read, us_store, us_unlock, us_word_release,
-    us_word_wait,
+    us_add, us_assert, us_cas, us_chaos, us_load, us_lock, us_now, us_read, us_store, us_unlock,
+    us_word_release, us_word_wait, us_write,
 )
 from userswap.native.sum cimport us_sum, us_sum_start
 from userswap.reclaim.reclaim cimport reclaim_charge, reclaim_uncharge
@@ -127,6 +131,8 @@ cdef enum:
     GATE_CLOSED = 1
     GATE_WAITERS = 2
     GATE_ONE = 4
+
+cdef uint64_t ALL = <uint64_t>-1     # no folio is spared
 
 # The gate: how many threads are inside a transition. fork closes it and waits until it is empty, so that a
 # child never inherits a BUSY word or a held mutex.
@@ -345,55 +351,208 @@ cdef int wanted_run(Region* region, uint64_t index) noexcept nogil:
     return 1
 
 
-cdef int make_window(Region* region, uint64_t first, uint64_t word, bint writing) noexcept nogil:
-    """A whole window, every folio of it with BUSY set by us and in the state of the first: into place as one piece.
-    1: it can't be had so. Else the words are released."""
+cdef bint window_in_place(Region* region, uint64_t first, char* frames, uint64_t index, bint writing) noexcept nogil:
+    """A window with its bytes into place; every word of it is BUSY by us, and released. False: it can't be, the frames
+    and what they were charged are given back, and the words are as they were."""
     cdef MemoryPool* pool = region.pool
     cdef uint64_t* words = &region.words[first]
     cdef char* folios = folio_at(region, first)
-    cdef Worker* worker
-    cdef char* frames
-    cdef bint zeros = False
-    cdef int i, error = 0
     cdef uint64_t seen
-    reclaim_charge(&pool.reclaim, STAGE_SLOTS * FOLIO_BYTES)
-    frames = stage_take_window(&zeros)
-    if frames == NULL:
-        reclaim_uncharge(&pool.reclaim, STAGE_SLOTS * FOLIO_BYTES)
-        return 1
-    if word_state(word) == EMPTY:
-        if not zeros:
-            memset(frames, 0, STAGE_SLOTS * FOLIO_BYTES)
-    else:
-        worker = codec_take()
-        for i in range(STAGE_SLOTS):
-            error = swap_in(pool.swap, worker, word_id(us_load(&words[i])), frames + (i << FOLIO_SHIFT), FOLIO_BYTES, 0)
-            if error:
-                break
-            region.sums[first + <uint64_t>i] = us_sum(frames + (i << FOLIO_SHIFT), FOLIO_BYTES)
-        codec_give(worker)
+    cdef uint64_t i
     us_chaos()
-    if error or frame_move_in(folios, frames, STAGE_SLOTS * FOLIO_BYTES) != 0:
-        # one by one, and only who needs the damaged one hears of it
+    if frame_move_in(folios, frames, STAGE_SLOTS * FOLIO_BYTES) != 0:
         stage_give(frames, STAGE_SLOTS)
         frame_vacate(folios, STAGE_SLOTS * FOLIO_BYTES)
         reclaim_uncharge(&pool.reclaim, STAGE_SLOTS * FOLIO_BYTES)
-        return 1
+        return False
     stage_moved(frames, STAGE_SLOTS)
-    if word_state(word) == SWAPPED:
-        us_add(&pool.swapped_bytes, -<int64_t>STAGE_SLOTS * FOLIO_BYTES)
     us_chaos()
     for i in range(STAGE_SLOTS):
         seen = us_load(&words[i])
-        if word_state(word) == EMPTY:
-            seen = word_make(DIRTY, 0)
-        elif writing and i == 0:
-            swap_put(pool.swap, word_id(seen))
+        if word_state(seen) == EMPTY:
             seen = word_make(DIRTY, 0)
         else:
-            seen = word_make(CLEAN, word_id(seen))
+            us_add(&pool.swapped_bytes, -<int64_t>FOLIO_BYTES)
+            if writing and first + i == index:
+                swap_put(pool.swap, word_id(seen))
+                seen = word_make(DIRTY, 0)
+            else:
+                seen = word_make(CLEAN, word_id(seen))
         us_word_release(&words[i], seen, WAITERS)           # none YOUNG: they leave together, too
-    return 0
+    return True
+
+
+cdef bint make_window(Region* region, uint64_t first, bint writing) noexcept nogil:
+    """A whole window, every folio of it in the same state and with BUSY set by us: into place as one piece. False: it
+    can't be had so."""
+    cdef MemoryPool* pool = region.pool
+    cdef uint64_t* words = &region.words[first]
+    cdef Worker* worker
+    cdef char* frames
+    cdef bint zeros = False
+    cdef int error = 0
+    cdef uint64_t i
+    reclaim_charge(&pool.reclaim, STAGE_SLOTS * FOLIO_BYTES)
+    frames = stage_take_window(&zeros)
+    if frames != NULL and word_state(us_load(words)) == EMPTY:
+        if not zeros:
+            memset(frames, 0, STAGE_SLOTS * FOLIO_BYTES)
+    elif frames != NULL:
+        worker = codec_take()
+        for i in range(STAGE_SLOTS):
+            error = stage_folio(region, first + i, frames + (i << FOLIO_SHIFT), worker)
+            if error:
+                break
+        codec_give(worker)
+        if error:
+            # One by one, then: only who needs the damaged one hears of it.
+            stage_give(frames, STAGE_SLOTS)
+            frames = NULL
+    if frames == NULL:
+        reclaim_uncharge(&pool.reclaim, STAGE_SLOTS * FOLIO_BYTES)
+        return False
+    return window_in_place(region, first, frames, first, writing)
+
+
+# ---- readahead: the jobs of memory/ahead ----
+
+cdef int stage_folio(Region* region, uint64_t index, char* frame, Worker* worker) noexcept nogil:
+    """The bytes of a SWAPPED folio, whose word is BUSY, to the stage. 0 or -errno."""
+    cdef int error = swap_in(region.pool.swap, worker, word_id(us_load(&region.words[index])), frame, FOLIO_BYTES, 0)
+    if error == 0:
+        region.sums[index] = us_sum(frame, FOLIO_BYTES)
+    return error
+
+
+cdef void do_share(Job* job) noexcept nogil:
+    """Folios of an OPEN job, until all are done or with others."""
+    cdef Worker* worker = codec_take()
+    cdef int64_t i
+    cdef int error
+    while True:
+        i = us_add(&job.next, 1) - 1
+        if i >= STAGE_SLOTS:
+            break
+        error = stage_folio(job.region, job.first + <uint64_t>i, job.frames + (i << FOLIO_SHIFT), worker)
+        if error:
+            us_write(&job.error, error)
+    codec_give(worker)
+
+
+cdef void unbusy(Region* region, uint64_t first, uint64_t count, uint64_t spared, uint64_t flag) noexcept nogil:
+    """Releases words that are BUSY by us as they were, but for `spared`, with `flag`."""
+    cdef uint64_t i
+    for i in range(first, first + count):
+        if i != spared:
+            us_word_release(&region.words[i], (us_load(&region.words[i]) & ~<uint64_t>(BUSY | WAITERS | STAGED)) | flag,
+                            WAITERS)
+
+
+cdef void make_ahead(Job* job) noexcept nogil:
+    """The thread's part of a job, from its start to its end."""
+    cdef Region* region = job.region
+    cdef uint64_t first = job.first
+    cdef uint64_t word
+    cdef uint64_t held = 0
+    cdef bint zeros = False
+    cdef bint ready = False
+    word = us_load(&region.words[first])
+    if word & BUSY or word_state(word) != SWAPPED:
+        ahead_end(job, False)       # the program was faster
+        return
+    reclaim_charge(&region.pool.reclaim, STAGE_SLOTS * FOLIO_BYTES)
+    us_chaos()
+    while held < STAGE_SLOTS:
+        word = us_load(&region.words[first + held])
+        if word & BUSY or word_state(word) != SWAPPED or swap_shared(region.pool.swap, word_id(word)):
+            break
+        if not us_cas(&region.words[first + held], word, (word | BUSY) & ~<uint64_t>WAITERS):
+            break
+        held += 1
+    job.frames = stage_take_window(&zeros) if held == STAGE_SLOTS else NULL
+    if job.frames != NULL:
+        ahead_open(job)
+        do_share(job)
+        ahead_close(job)
+        ready = us_read(&job.error) == 0
+        if not ready:
+            stage_give(job.frames, STAGE_SLOTS)
+    if not ready:
+        reclaim_uncharge(&region.pool.reclaim, STAGE_SLOTS * FOLIO_BYTES)
+    us_chaos()
+    # First READY, then free to be taken: who finds the flag finds the window, or that it was dropped.
+    if ready:
+        us_add(&region.pool.readahead, 1)
+        ahead_end(job, True)
+        unbusy(region, first, held, ALL, STAGED)
+    else:
+        unbusy(region, first, held, ALL, 0)
+        ahead_end(job, False)       # memory_free waits for this: only now may the region go
+
+
+cdef void drop_ahead(Job* job) noexcept nogil:
+    if job.frames != NULL:
+        stage_give(job.frames, STAGE_SLOTS)
+    reclaim_uncharge(&job.region.pool.reclaim, STAGE_SLOTS * FOLIO_BYTES)
+
+
+cdef bint help_ahead(Region* region, uint64_t index) noexcept nogil:
+    """This thread waits for a folio that readahead is at: better to help it."""
+    cdef Job* job = ahead_help(region, index - index % STAGE_SLOTS)
+    if job == NULL:
+        return False
+    do_share(job)
+    ahead_helped(job)
+    return True
+
+
+cdef bint take_ahead(Region* region, uint64_t index, bint writing) noexcept nogil:
+    """The folio is STAGED, its word BUSY by us. If its window still is READY, and whole: into place, all words released."""
+    cdef uint64_t first = index - index % STAGE_SLOTS
+    cdef uint64_t held = 0
+    cdef uint64_t word
+    cdef char* frames = ahead_take(region, first)
+    if frames == NULL:
+        return False
+    us_chaos()
+    while held < STAGE_SLOTS:
+        if first + held != index:
+            word = us_load(&region.words[first + held])
+            if word & BUSY or not word & STAGED or word_state(word) != SWAPPED:
+                break
+            if not us_cas(&region.words[first + held], word, (word | BUSY) & ~<uint64_t>WAITERS):
+                break
+        held += 1
+    if held < STAGE_SLOTS:
+        stage_give(frames, STAGE_SLOTS)
+        reclaim_uncharge(&region.pool.reclaim, STAGE_SLOTS * FOLIO_BYTES)
+    elif window_in_place(region, first, frames, index, writing):
+        us_add(&region.pool.readahead_hits, 1)
+        return True
+    unbusy(region, first, held, index, 0)
+    return False
+
+
+cdef void ask_ahead(Region* region, uint64_t index) noexcept nogil:
+    """A scan has come up to here, the start of a window: what it will want next."""
+    cdef uint64_t i
+    if region.pool.run_most < STAGE_SLOTS or index % STAGE_SLOTS or not ahead_running():
+        return
+    for i in range(AHEAD_DEPTH):
+        if index + STAGE_SLOTS <= region_folios(region) and word_state(us_load(&region.words[index])) == SWAPPED:
+            ahead_ask(region, index)
+        index += STAGE_SLOTS
+
+
+cdef AheadOps ahead_ops
+ahead_ops.make = make_ahead
+ahead_ops.drop = drop_ahead
+ahead_ops.enter = enter
+ahead_ops.leave = leave
+
+
+cdef int memory_background() noexcept nogil:
+    return ahead_start(&ahead_ops) if stage_usable() else 0
 
 
 cdef int make_run(Region* region, uint64_t index, uint64_t word, bint writing) noexcept nogil:
@@ -402,6 +561,9 @@ cdef int make_run(Region* region, uint64_t index, uint64_t word, bint writing) n
     cdef int count = 1, i, error
     cdef uint64_t[STAGE_SLOTS] held
     held[0] = word
+    if word & STAGED and take_ahead(region, index, writing):
+        ask_ahead(region, index - index % STAGE_SLOTS + STAGE_SLOTS)
+        return 0
     while count < most:
         word = us_load(&region.words[index + <uint64_t>count])
         if (word & BUSY or word_state(word) != word_state(held[0])
@@ -411,7 +573,9 @@ cdef int make_run(Region* region, uint64_t index, uint64_t word, bint writing) n
         if not us_cas(&region.words[index + <uint64_t>count], word, held[count]):
             break
         count += 1
-    if count == STAGE_SLOTS and make_window(region, index, held[0], writing) == 0:
+    if most > 1:
+        ask_ahead(region, index + <uint64_t>most)
+    if count == STAGE_SLOTS and make_window(region, index, writing):
         return 0
     error = make_resident(region, index, held[0], writing)
     for i in range(1, count):
@@ -450,7 +614,8 @@ cdef int folio_fault(Region* region, uint64_t index, int writing, char* page) no
                 # the pages beside it, so that no other thread writes what would not be in the copy.
                 missing = frame_mend(page, True)
                 return missing if missing < 0 else 0
-            us_word_wait(at, word, WAITERS)
+            if not help_ahead(region, index):
+                us_word_wait(at, word, WAITERS)
             continue
         state = word_state(word)
         held = (word | BUSY) & ~<uint64_t>WAITERS
@@ -648,6 +813,8 @@ cdef int64_t evict(void* ctx, int64_t want) noexcept nogil:
             freed += vacate_run(pool, worker, &victims[first], last - first)
             first = last
     codec_give(worker)
+    if freed == 0:
+        freed = ahead_forget(pool, NULL, False) * STAGE_SLOTS * FOLIO_BYTES
     return freed
 
 
@@ -731,6 +898,7 @@ cdef void memory_free(void* start) noexcept nogil:
         return
     enter()
     pool = region.pool
+    ahead_forget(pool, region, True)
     region_unlink(region)
     for i in range(region_folios(region)):
         while True:
@@ -853,6 +1021,7 @@ cdef int memory_snapshot(MemoryPool* pool, void* start, void* copy) noexcept nog
 cdef int64_t memory_evict(MemoryPool* pool, int64_t want) noexcept nogil:
     cdef int64_t done = 0, freed
     enter()
+    ahead_forget(pool, NULL, True)
     while done < want:
         freed = evict(pool, want - done)
         if freed <= 0:
@@ -916,6 +1085,7 @@ cdef int64_t memory_check(MemoryPool* pool, int64_t* states) noexcept nogil:
     if ids == MAP_FAILED:
         open_gate()
         return -ENOMEM
+    ahead_forget(pool, NULL, True)
     region = pool.regions
     while region != NULL:
         for i in range(region_folios(region)):
@@ -1067,6 +1237,7 @@ cdef void after_fork_in_child() noexcept nogil:
         write(2, text, strlen(text))
         _exit(70)
     stage_renew()
+    ahead_renew()
     if forking_slots:
         kin_after_fork(True)
     pool = pool_first()

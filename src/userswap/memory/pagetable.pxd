@@ -1,16 +1,17 @@
 # The page-table word: 64 bits for each folio of a region. Helpers only; no state lives here. Where the id is and what
 # locks the word is the swap room's to say (swap/holder.pxd), since where an id is its entry, that room changes it.
 #
-#   63                    16 15        6    5      4      3       2    1 0
-#   +-----------------------+-----------+-------+------+---------+-----+-----+
-#   | swap id (48)          | pins (10) |GUARDED|YOUNG | WAITERS |BUSY |state|
-#   +-----------------------+-----------+-------+------+---------+-----+-----+
+#   63              16 15       7    6       5      4      3       2    1 0
+#   +-----------------+----------+------+-------+-----+---------+-----+-----+
+#   | swap id (48)    | pins (9) |STAGED|GUARDED|YOUNG| WAITERS |BUSY |state|
+#   +-----------------+----------+------+-------+-----+---------+-----+-----+
 #
 #   EMPTY    never touched: reads as zeros, holds nothing
 #   DIRTY    resident, the only copy
 #   CLEAN    resident, and `id` has its bytes (the swap cache). GUARDED: write-protected, so a write would be noticed.
 #            Otherwise it was equal when it came, and its sum says whether it still is
-#   SWAPPED  not resident; `id` holds the bytes
+#   SWAPPED  not resident; `id` holds the bytes. STAGED: readahead has, or had, them on the stage, and nothing has
+#            happened to the folio since (any transition makes a new word without the flag)
 #
 # Changed only by compare-and-swap. Who sets BUSY owns the transition and is the only one to change the
 # word or the frame until it stores the next word (which wakes who waits on the futex in the low half).
@@ -29,10 +30,11 @@ cdef enum:
     WAITERS = HOLDER_WAITERS
     YOUNG = 16
     GUARDED = 32
-    PIN_SHIFT = 6
-    PIN_ONE = 64
-    PIN_MAX = 1023
-    PIN_MASK = 65472
+    STAGED = 64
+    PIN_SHIFT = 7
+    PIN_ONE = 128
+    PIN_MAX = 511
+    PIN_MASK = 65408
     ID_SHIFT = HOLDER_ID_SHIFT
 
 cdef inline int word_state(uint64_t word) noexcept nogil:

@@ -47,6 +47,8 @@ cdef struct MemoryPool:
     int64_t virtual_bytes
     int64_t peak_virtual
     int64_t swapped_bytes       # of folios that are SWAPPED
+    int64_t readahead           # windows that were READY before they were wanted
+    int64_t readahead_hits      # and that somebody came for
     int64_t faults
     int64_t fault_ns
     int64_t[BUCKETS] fault_times

@@ -1,0 +1,260 @@
+"""Readahead: the table of windows that were asked for, and the thread that fills them (see ahead.pxd).
+
+The thread is made by ordinary code (a pool's constructor), since a handler may not. It blocks all signals but
+those of its own faults, is inside the gate while it works, and sleeps on a futex otherwise. A forked child has none,
+and does without readahead.
+"""
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from userswap.memory.regions cimport MemoryPool, Region
+from userswap.memory.stage cimport STAGE_SLOTS
+from userswap.native.us cimport (
+    us_add, us_assert, us_futex_wait, us_futex_wake, us_load32, us_lock, us_mutex, us_read, us_store32, us_unlock,
+    us_write,
+)
+
+cdef extern from *:
+    """
+    #include <limits.h>
+    #include <pthread.h>
+    #include <signal.h>
+
+    /* A detached thread that gets no signal but those of its own faults. */
+    static int us_thread(void *(*body)(void *)) {
+        pthread_attr_t attr;
+        pthread_t thread;
+        sigset_t mask, kept;
+        int error;
+        sigfillset(&mask);
+        sigdelset(&mask, SIGBUS);
+        sigdelset(&mask, SIGSEGV);
+        sigdelset(&mask, SIGFPE);
+        sigdelset(&mask, SIGILL);
+        sigdelset(&mask, SIGABRT);
+        pthread_attr_init(&attr);
+        pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+        pthread_attr_setstacksize(&attr, 1 << 18);
+        pthread_sigmask(SIG_SETMASK, &mask, &kept);
+        error = pthread_create(&thread, &attr, body, NULL);
+        pthread_sigmask(SIG_SETMASK, &kept, NULL);
+        pthread_attr_destroy(&attr);
+        return -error;
+    }
+    """
+    int us_thread(void* (*body)(void*) noexcept nogil) nogil
+    int INT_MAX
+
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
+cdef enum:
+    FREE, ASKED, MAKING, OPEN, READY
+
+cdef us_mutex ahead_lock
+cdef Job[AHEAD_JOBS] jobs
+cdef uint32_t asked = 0             # counts what the thread sleeps on
+cdef uint64_t clock = 0
+cdef int64_t ready = 0
+cdef bint running = False
+cdef bint resting = False
+cdef const AheadOps* operations
+
+
+cdef Job* find(Region* region, uint64_t first) noexcept nogil:
+    cdef int i
+    for i in range(AHEAD_JOBS):
+        if jobs[i].state != FREE and jobs[i].region == region and jobs[i].first == first:
+            return &jobs[i]
+    return NULL
+
+
+cdef void* body(void* nothing) noexcept nogil:
+    cdef uint32_t seen
+    cdef Job* job
+    cdef int i
+    while True:
+        seen = us_load32(&asked)
+        operations.enter()
+        us_lock(&ahead_lock)
+        job = NULL
+        for i in range(AHEAD_JOBS):
+            if not resting and jobs[i].state == ASKED and (job == NULL or jobs[i].age < job.age):
+                job = &jobs[i]
+        if job != NULL:
+            us_write(&job.state, MAKING)
+        us_unlock(&ahead_lock)
+        if job != NULL:
+            operations.make(job)
+        operations.leave()
+        if job == NULL:
+            us_futex_wait(&asked, seen)
+
+
+cdef int ahead_start(const AheadOps* ops) noexcept nogil:
+    global running, operations
+    cdef int error
+    if running:
+        return 0
+    operations = ops
+    error = us_thread(body)
+    running = error == 0
+    return error
+
+
+cdef bint ahead_running() noexcept nogil:
+    return running and not resting
+
+
+cdef void ahead_rest() noexcept nogil:
+    global resting
+    cdef int i
+    cdef bint busy = True
+    while busy:
+        busy = False
+        us_lock(&ahead_lock)
+        resting = True
+        for i in range(AHEAD_JOBS):
+            busy = busy or jobs[i].state == MAKING or jobs[i].state == OPEN
+        us_unlock(&ahead_lock)
+        if busy:
+            sched_yield()
+
+
+cdef void ahead_ask(Region* region, uint64_t first) noexcept nogil:
+    global clock
+    cdef Job* job = NULL
+    cdef Job dropped
+    cdef int i
+    dropped.frames = NULL
+    us_lock(&ahead_lock)
+    if find(region, first) == NULL:
+        for i in range(AHEAD_JOBS):
+            # the oldest that nobody came for gives way
+            if jobs[i].state == FREE or ((jobs[i].state == ASKED or jobs[i].state == READY) and jobs[i].helpers == 0
+                                         and (job == NULL or (job.state != FREE and jobs[i].age < job.age))):
+                job = &jobs[i]
+                if job.state == FREE:
+                    break
+    if job != NULL:
+        if job.state == READY:
+            dropped = job[0]
+            us_add(&ready, -1)
+        job.region = region
+        job.first = first
+        job.frames = NULL
+        job.age = clock
+        clock += 1
+        us_write(&job.state, ASKED)
+        us_store32(&asked, asked + 1)
+    us_unlock(&ahead_lock)
+    if job != NULL:
+        us_futex_wake(&asked, 1)
+    if dropped.frames != NULL:
+        operations.drop(&dropped)
+
+
+cdef void ahead_open(Job* job) noexcept nogil:
+    us_lock(&ahead_lock)
+    us_assert(job.state == MAKING, "what is opened is being made")
+    us_write(&job.next, 0)
+    us_write(&job.done, 0)
+    us_write(&job.error, 0)
+    us_write(&job.state, OPEN)
+    us_unlock(&ahead_lock)
+
+
+cdef void ahead_close(Job* job) noexcept nogil:
+    # Helpers are at a folio each: a few microseconds.
+    while True:
+        us_lock(&ahead_lock)
+        if job.helpers == 0:
+            us_write(&job.state, MAKING)
+            us_unlock(&ahead_lock)
+            return
+        us_unlock(&ahead_lock)
+        sched_yield()
+
+
+cdef void ahead_end(Job* job, bint is_ready) noexcept nogil:
+    us_lock(&ahead_lock)
+    us_assert(job.state == MAKING, "what ends was being made")
+    us_write(&job.state, READY if is_ready else FREE)
+    if is_ready:
+        us_add(&ready, 1)
+    us_unlock(&ahead_lock)
+
+
+cdef Job* ahead_help(Region* region, uint64_t first) noexcept nogil:
+    cdef Job* job
+    if not running:
+        return NULL
+    us_lock(&ahead_lock)
+    job = find(region, first)
+    if job != NULL and (job.state != OPEN or us_read(&job.next) >= STAGE_SLOTS):
+        job = NULL
+    if job != NULL:
+        job.helpers += 1
+    us_unlock(&ahead_lock)
+    return job
+
+
+cdef void ahead_helped(Job* job) noexcept nogil:
+    us_lock(&ahead_lock)
+    job.helpers -= 1
+    us_unlock(&ahead_lock)
+
+
+cdef char* ahead_take(Region* region, uint64_t first) noexcept nogil:
+    cdef Job* job
+    cdef char* frames = NULL
+    if us_read(&ready) == 0:
+        return NULL
+    us_lock(&ahead_lock)
+    job = find(region, first)
+    if job != NULL and job.state == READY:
+        frames = job.frames
+        us_write(&job.state, FREE)
+        us_add(&ready, -1)
+    us_unlock(&ahead_lock)
+    return frames
+
+
+cdef int64_t ahead_forget(MemoryPool* pool, Region* region, bint wait) noexcept nogil:
+    cdef Job dropped
+    cdef int64_t count = 0
+    cdef int i
+    cdef bint again = True
+    while again:
+        again = False
+        for i in range(AHEAD_JOBS):
+            dropped.frames = NULL
+            us_lock(&ahead_lock)
+            if jobs[i].state != FREE and jobs[i].region.pool == pool and (region == NULL or jobs[i].region == region):
+                if jobs[i].state == READY:
+                    dropped = jobs[i]
+                    us_add(&ready, -1)
+                if jobs[i].state == READY or jobs[i].state == ASKED:
+                    us_write(&jobs[i].state, FREE)
+                else:
+                    again = wait
+            us_unlock(&ahead_lock)
+            if dropped.frames != NULL:
+                operations.drop(&dropped)
+                count += 1
+        if again:
+            sched_yield()
+    return count
+
+
+cdef void ahead_renew() noexcept nogil:
+    """What was READY was on a stage that the child does not have; the pool's books forget it."""
+    global running
+    cdef int i
+    for i in range(AHEAD_JOBS):
+        if jobs[i].state == READY:
+            jobs[i].frames = NULL
+            operations.drop(&jobs[i])
+    memset(jobs, 0, sizeof(jobs))
+    us_write(&ready, 0)
+    running = False

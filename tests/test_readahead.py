@@ -1,0 +1,255 @@
+"""Windows and readahead: scans bring 2 MiB at a time, made ready by a thread of ours, while everything else goes on.
+
+The budget is the least for which whole windows are moved. Every word of the array says where it belongs and which
+write it is from, so a folio of another place or another time is noticed.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from helpers import FOLIO, check_empty, check_pool, data, fresh_pool, run_python
+from userswap import UserswapError
+
+RAM = "128MiB"
+FOLIOS = 2560  # 160 MiB
+WORDS = FOLIO // 8
+WINDOW = 32
+
+Array = npt.NDArray[np.int64]
+Pages = Any
+
+
+def stamp(folios: Array, versions: Array) -> Array:
+    """What folios hold after so many writes."""
+    inside = np.arange(WORDS, dtype=np.int64)
+    result: Array = (folios[:, None] << 40) | (versions[:, None] << 20) | inside
+    return result
+
+
+@pytest.fixture
+def pool() -> Any:
+    return fresh_pool(RAM)
+
+
+def filled(pool: Any) -> Pages:
+    memory = pool.empty((FOLIOS, WORDS), np.int64)
+    for first in range(0, FOLIOS, WINDOW):
+        memory[first : first + WINDOW] = stamp(np.arange(first, first + WINDOW), np.zeros(WINDOW, np.int64))
+    return memory
+
+
+def scan(memory: Pages, versions: Array, first: int = 0, last: int = FOLIOS) -> None:
+    for at in range(first, last, WINDOW):
+        folios = np.arange(at, min(at + WINDOW, last))
+        assert np.array_equal(memory[at : at + len(folios)], stamp(folios, versions[folios])), at
+
+
+def together(*parts: Callable[[], None]) -> None:
+    """Run them in threads; what fails in one fails here."""
+    failures: list[BaseException] = []
+
+    def one(part: Callable[[], None]) -> None:
+        try:
+            part()
+        except BaseException as failure:
+            failures.append(failure)
+
+    threads = [threading.Thread(target=one, args=[part]) for part in parts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+        assert not thread.is_alive(), "a thread hangs"
+    if failures:
+        raise failures[0]
+
+
+def out(pool: Any) -> None:
+    pool.evict()
+    pool.evict()
+
+
+def test_a_scan_finds_windows_ready_and_right(pool: Any) -> None:
+    memory, versions = filled(pool), np.zeros(FOLIOS, np.int64)
+    out(pool)
+    before = pool.stats()
+    scan(memory, versions)
+    after = pool.stats()
+    assert after.faults - before.faults < FOLIOS // 8, "windows come in one piece"
+    assert after.readahead_hits > 0
+    assert after.readahead >= after.readahead_hits
+    out(pool)
+    check_pool(pool)
+    del memory
+    check_empty(pool)
+
+
+def test_a_write_between_windows_is_not_undone_by_what_was_made_ready(pool: Any) -> None:
+    """A folio of a window that is READY is changed and leaves again: the ready one is of yesterday."""
+    memory, versions = filled(pool), np.zeros(FOLIOS, np.int64)
+    for turn in range(1, 6):
+        out(pool)
+        scan(memory, versions, 0, 4 * WINDOW)
+        time.sleep(0.02)  # the windows behind are being made, or are ready
+        for folio in (4 * WINDOW + turn, 5 * WINDOW + 31, 6 * WINDOW):
+            versions[folio] += 1
+            memory[folio] = stamp(np.array([folio]), versions[folio : folio + 1])[0]
+            memory[folio + 1][0] = memory[folio + 1][0]  # read, and written as it was
+        if turn % 2:
+            pool._core.evict(1 << 20)
+        scan(memory, versions, 4 * WINDOW, 8 * WINDOW)
+    scan(memory, versions)
+    check_pool(pool)
+
+
+def test_scans_and_writes_by_threads_with_reclaim_beside_them(pool: Any) -> None:
+    memory, versions = filled(pool), np.zeros(FOLIOS, np.int64)
+    half = FOLIOS // 2
+    stop = threading.Event()
+
+    def scans(memory: Pages, first: int, last: int, turns: int) -> None:
+        try:
+            for turn in range(turns):
+                scan(memory, versions, first, last)
+                rng = np.random.default_rng(turn + first)
+                for folio in rng.integers(first, last, 40):
+                    versions[folio] += 1
+                    memory[folio] = stamp(np.array([folio]), versions[folio : folio + 1])[0]
+        finally:
+            stop.set()
+
+    def disturb() -> None:
+        rng = np.random.default_rng(9)
+        while not stop.is_set():
+            pool.evict(int(rng.integers(1, 8 << 20)))
+            pool.writeback(int(rng.integers(1, 1 << 20)))
+            time.sleep(0.01)
+
+    together(partial(scans, memory, 0, half, 4), partial(scans, memory, half, FOLIOS, 4), disturb)
+    scan(memory, versions)
+    check_pool(pool)
+    del memory
+    check_empty(pool)
+
+
+def test_an_array_can_be_freed_while_its_windows_are_made(pool: Any) -> None:
+    kept, versions = filled(pool), np.zeros(FOLIOS, np.int64)
+    for _ in range(6):
+        memory = pool.array(kept[: 16 * WINDOW])
+        out(pool)
+        scan(memory, versions, 0, 8 * WINDOW)
+        del memory  # its next windows are asked for, being made, or ready
+    check_pool(pool)
+    scan(kept, versions)
+
+
+def test_a_child_has_no_windows_that_its_parent_made_ready(pool: Any) -> None:
+    memory, versions = filled(pool), np.zeros(FOLIOS, np.int64)
+    for turn in range(4):
+        out(pool)
+        scan(memory, versions, 0, (4 + turn) * WINDOW)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                scan(memory, versions)
+                memory[7] = 0
+                scan(memory, versions, WINDOW)
+                check_pool(pool)
+                code = 0
+            finally:
+                os._exit(code)
+        scan(memory, versions, (4 + turn) * WINDOW)
+        assert os.waitpid(child, 0)[1] == 0
+        scan(memory, versions)
+    check_pool(pool)
+
+
+def test_a_snapshot_of_what_is_being_made_ready(pool: Any) -> None:
+    memory, versions = filled(pool), np.zeros(FOLIOS, np.int64)
+    out(pool)
+    scan(memory, versions, 0, 4 * WINDOW)
+    old = pool.snapshot(memory)
+    before = versions.copy()
+    folios = np.arange(0, FOLIOS, 5)
+    versions[folios] += 1
+    for at in range(0, len(folios), 16):
+        memory[folios[at : at + 16]] = stamp(folios[at : at + 16], versions[folios[at : at + 16]])
+    together(partial(scan, memory, versions), partial(scan, old, before))
+    check_pool(pool)
+
+
+def test_what_is_ready_counts_in_the_budget_and_can_go(pool: Any) -> None:
+    memory, versions = filled(pool), np.zeros(FOLIOS, np.int64)
+    out(pool)
+    scan(memory, versions, 0, 4 * WINDOW)
+    time.sleep(0.05)
+    stats = pool.stats()
+    assert stats.resident_bytes + stats.pool_bytes + stats.metadata_bytes <= stats.peak_bytes <= stats.budget_bytes
+    out(pool)
+    assert check_pool(pool).resident_bytes == 0
+
+
+def test_a_written_folio_that_nobody_noticed_is_stored_when_it_leaves(pool: Any) -> None:
+    """A read brings it in, without protection: the write after it makes no fault, and only the sum tells."""
+    memory = pool.array(data("walk", 64 * FOLIO, 1).view(np.int64).reshape(64, WORDS))
+    model = np.array(memory)
+    for turn in range(3):
+        out(pool)
+        assert np.array_equal(memory, model)
+        faults = pool.stats().faults
+        model[turn::7, turn] += 1
+        memory[turn::7, turn] += 1
+        assert pool.stats().faults == faults
+        out(pool)
+    assert np.array_equal(memory, model)
+    check_pool(pool)
+
+
+def test_a_process_that_ends_while_windows_are_made_ends_well() -> None:
+    result = run_python(
+        "import numpy as np, userswap\n"
+        "pool = userswap.Pool(ram='128MiB')\n"
+        "x = pool.array(np.arange(20 << 20))\n"
+        "pool.evict(); pool.evict()\n"
+        "print(x[: 1 << 21].sum())\n"
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert int(result.stdout) == (1 << 21) * ((1 << 21) - 1) // 2
+
+
+def test_frames_are_copied_where_they_may_not_be_moved() -> None:
+    """As on kernels before 6.8: the same answers, with a fault for each folio."""
+    result = run_python(
+        "import os; os.environ['USERSWAP_FRAMES'] = 'copy'\n"
+        "import numpy as np, userswap\n"
+        "pool = userswap.Pool(ram='128MiB')\n"
+        "x = pool.array(np.arange(4 << 20))\n"
+        "pool.evict(); pool.evict()\n"
+        "x[1000] += 1; total = x.sum(); s = pool.stats()\n"
+        "print(total == (4 << 20) * ((4 << 20) - 1) // 2 + 1, s.faults >= 512, s.readahead)\n"
+    )
+    assert (result.returncode, result.stderr, result.stdout) == (0, "", "True True 0\n")
+
+
+def test_a_pool_without_memory_for_windows_says_nothing_and_works() -> None:
+    """The least budget: no windows, no readahead."""
+    small = fresh_pool(swap="none")
+    memory = small.array(data("small", 200 * FOLIO, 1))
+    model = data("small", 200 * FOLIO, 1)
+    for _ in range(3):
+        out(small)
+        assert np.array_equal(memory, model)
+    assert small.stats().readahead == 0
+    with pytest.raises(UserswapError):
+        fresh_pool("1MiB")
