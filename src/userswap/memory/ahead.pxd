@@ -1,4 +1,4 @@
-# Readahead: windows that a scan will want next are filled on the stage by a thread of our own, while the program computes;
+# Readahead: windows that a scan will want next are filled on the stage by a thread of ours while the program computes;
 # its fault then only moves them into place. This room knows which windows were asked for and how far each is; what is
 # done to page-table words is the fault room's (`AheadOps`).
 #
@@ -43,7 +43,8 @@ cdef void ahead_end(Job* job, bint ready) noexcept nogil        # to READY or FR
 # An OPEN job that has something left to do, for this window: call ahead_helped after. NULL: none.
 cdef Job* ahead_help(Region* region, uint64_t first) noexcept nogil
 cdef void ahead_helped(Job* job) noexcept nogil
-cdef char* ahead_take(Region* region, uint64_t first) noexcept nogil  # the frames of a READY window: the caller's now; or NULL
+# The frames of a READY window, which are the caller's from then on; or NULL.
+cdef char* ahead_take(Region* region, uint64_t first) noexcept nogil
 # Forgets what was asked of a region (NULL: of any) of the pool, and drops what is READY: how many windows. With `wait`,
 # what is being made too: then nothing of it is left. Not from the thread itself.
 cdef int64_t ahead_forget(MemoryPool* pool, Region* region, bint wait) noexcept nogil

@@ -255,7 +255,7 @@ cdef int place(char* folio, char* frame) noexcept nogil:
     us_chaos()
     error = frame_move_in(folio, frame, FOLIO_BYTES)
     if error:
-        stage_give(frame, 1)
+        stage_give(frame, 1, False)
     else:
         stage_moved(frame, 1)
     return error
@@ -273,6 +273,7 @@ cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writi
     cdef char* frame = NULL
     cdef bint zeros = False
     cdef int error = -ENXIO
+    region.broken[index // STAGE_SLOTS] = True
     reclaim_charge(&pool.reclaim, <int64_t>bytes)
     us_chaos()
     # The clean folio of a shared id is guarded, so that other holders can copy it. Guarded from the start means copied.
@@ -297,7 +298,7 @@ cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writi
                 error = frame_fill(folio, worker.folio, bytes, not writing)
             codec_give(worker)
             if frame != NULL and error:
-                stage_give(frame, 1)
+                stage_give(frame, 1, False)
             elif frame != NULL:
                 if not writing:
                     region.sums[index] = us_sum(frame, bytes)
@@ -360,8 +361,13 @@ cdef bint window_in_place(Region* region, uint64_t first, char* frames, uint64_t
     cdef uint64_t seen
     cdef uint64_t i
     us_chaos()
+    if region.broken[first // STAGE_SLOTS]:
+        # Nothing is there, but maybe a page table: this frees it (Linux 6.14), and the window stays one piece.
+        frame_vacate(folios, STAGE_SLOTS * FOLIO_BYTES)
+        region.broken[first // STAGE_SLOTS] = False
     if frame_move_in(folios, frames, STAGE_SLOTS * FOLIO_BYTES) != 0:
-        stage_give(frames, STAGE_SLOTS)
+        region.broken[first // STAGE_SLOTS] = True
+        stage_give(frames, STAGE_SLOTS, True)
         frame_vacate(folios, STAGE_SLOTS * FOLIO_BYTES)
         reclaim_uncharge(&pool.reclaim, STAGE_SLOTS * FOLIO_BYTES)
         return False
@@ -406,7 +412,7 @@ cdef bint make_window(Region* region, uint64_t first, bint writing) noexcept nog
         codec_give(worker)
         if error:
             # One by one, then: only who needs the damaged one hears of it.
-            stage_give(frames, STAGE_SLOTS)
+            stage_give(frames, STAGE_SLOTS, True)
             frames = NULL
     if frames == NULL:
         reclaim_uncharge(&pool.reclaim, STAGE_SLOTS * FOLIO_BYTES)
@@ -476,7 +482,7 @@ cdef void make_ahead(Job* job) noexcept nogil:
         ahead_close(job)
         ready = us_read(&job.error) == 0
         if not ready:
-            stage_give(job.frames, STAGE_SLOTS)
+            stage_give(job.frames, STAGE_SLOTS, True)
     if not ready:
         reclaim_uncharge(&region.pool.reclaim, STAGE_SLOTS * FOLIO_BYTES)
     us_chaos()
@@ -492,7 +498,7 @@ cdef void make_ahead(Job* job) noexcept nogil:
 
 cdef void drop_ahead(Job* job) noexcept nogil:
     if job.frames != NULL:
-        stage_give(job.frames, STAGE_SLOTS)
+        stage_give(job.frames, STAGE_SLOTS, True)
     reclaim_uncharge(&job.region.pool.reclaim, STAGE_SLOTS * FOLIO_BYTES)
 
 
@@ -524,7 +530,7 @@ cdef bint take_ahead(Region* region, uint64_t index, bint writing) noexcept nogi
                 break
         held += 1
     if held < STAGE_SLOTS:
-        stage_give(frames, STAGE_SLOTS)
+        stage_give(frames, STAGE_SLOTS, True)
         reclaim_uncharge(&region.pool.reclaim, STAGE_SLOTS * FOLIO_BYTES)
     elif window_in_place(region, first, frames, index, writing):
         us_add(&region.pool.readahead_hits, 1)
@@ -535,10 +541,10 @@ cdef bint take_ahead(Region* region, uint64_t index, bint writing) noexcept nogi
 
 cdef void ask_ahead(Region* region, uint64_t index) noexcept nogil:
     """A scan has come up to here, the start of a window: what it will want next."""
-    cdef uint64_t i
+    cdef int _i
     if region.pool.run_most < STAGE_SLOTS or index % STAGE_SLOTS or not ahead_running():
         return
-    for i in range(AHEAD_DEPTH):
+    for _i in range(AHEAD_DEPTH):
         if index + STAGE_SLOTS <= region_folios(region) and word_state(us_load(&region.words[index])) == SWAPPED:
             ahead_ask(region, index)
         index += STAGE_SLOTS
@@ -694,7 +700,7 @@ cdef void put_back(char* folio, char* frame, uint64_t bytes) noexcept nogil:
     cdef const char* text = b"userswap: a folio can't be put back where it was: the program's mapping is gone.\n"
     if frame_move_in(folio, frame, bytes) != 0:
         write(2, text, strlen(text))
-        stage_give(frame, 1)
+        stage_give(frame, 1, False)
     else:
         stage_moved(frame, 1)
 
@@ -714,7 +720,10 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
     cdef uint64_t gone
     cdef uint64_t[BATCH] ids
     cdef bint protect = False
+    cdef bint whole = count == STAGE_SLOTS and not region.broken[victims[0].index // STAGE_SLOTS]
     us_chaos()
+    if not whole:
+        region.broken[victims[0].index // STAGE_SLOTS] = True
     if staged != NULL and frame_move_out(start, staged, length) != 0:
         stage_moved(staged, count)
         staged = NULL
@@ -761,6 +770,7 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
     i = 0
     while i < count:
         if victims[i].next == 0:
+            region.broken[victims[i].index // STAGE_SLOTS] = True
             # nowhere to put it: it stays, as it was, and is not looked at again soon
             gone = folio_bytes(region, victims[i].index)
             if staged != NULL:
@@ -777,7 +787,7 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
             gone += folio_bytes(region, victims[i].index)
             i += 1
         if staged != NULL:
-            stage_give(staged + (<uint64_t>first << FOLIO_SHIFT), i - first)
+            stage_give(staged + (<uint64_t>first << FOLIO_SHIFT), i - first, whole)
         else:
             error = frame_vacate(folio_at(region, victims[first].index), gone)
             us_assert(error == 0, "vacating a folio that is in place works")

@@ -4,7 +4,7 @@
 # Locks: `arena_lock` (extents, free lists) and a pool's `list_lock` (its regions, the clock hand) are leaf
 # mutexes. A region that a lookup found stays while the program may touch it: freeing memory that another thread
 # still uses is the program's error, as with malloc.
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from userswap.native.us cimport us_mutex
 from userswap.reclaim.reclaim cimport Reclaim
@@ -26,6 +26,9 @@ cdef struct Region:
     uint64_t granules           # of address space held, in folios
     uint64_t* words             # the page table, one word a folio
     uint64_t* sums              # of folios that are CLEAN and not GUARDED: what their bytes were when they came
+    # By window of 32 folios: single folios came or left since it was one piece, so that it is in small pages now and the
+    # kernel has a page table for it.
+    uint8_t* broken
     MemoryPool* pool
     Region* next                # in the pool's list; in a free list, the next free extent
     Region* previous

@@ -5,7 +5,7 @@ system call beside giving pages back. Extents are handed out in classes four to 
 class: address space is plentiful, and a freed extent never has to be cut or merged.
 """
 from libc.errno cimport ENOMEM
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
@@ -13,7 +13,7 @@ from userswap.backends.codec cimport FOLIO_BYTES, FOLIO_SHIFT
 from userswap.memory.frames cimport frames_open
 from userswap.memory.stage cimport STAGE_SLOTS, stage_open
 from userswap.native.mman cimport (
-    MADV_DONTDUMP, MADV_NOHUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE,
+    MADV_DONTDUMP, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE,
     PROT_READ, PROT_WRITE, madvise, mmap, munmap,
 )
 from userswap.native.us cimport us_add, us_assert, us_load_ptr, us_lock, us_max, us_mutex, us_store_ptr, us_unlock
@@ -34,6 +34,7 @@ arena_owner = NULL
 cdef us_mutex arena_lock
 cdef uint64_t* arena_words      # the page table of the whole arena, touched where regions are
 cdef uint64_t* arena_sums       # as large
+cdef uint8_t* arena_broken      # by window
 cdef Region* region_table       # regions live here, never freed, reused with their extents
 cdef uint64_t regions_made = 0
 cdef uint64_t granules_used = 0
@@ -48,7 +49,7 @@ cdef void* reserve(uint64_t length) noexcept nogil:
 
 
 cdef int arena_open() noexcept nogil:
-    global arena_start, arena_end, arena_owner, arena_words, arena_sums, region_table
+    global arena_start, arena_end, arena_owner, arena_words, arena_sums, arena_broken, region_table
     cdef int shift = MOST_SHIFT
     cdef uint64_t length, table
     cdef char* start = NULL
@@ -63,8 +64,10 @@ cdef int arena_open() noexcept nogil:
             arena_owner = <Region**>reserve(table)
             arena_words = <uint64_t*>reserve(table)
             arena_sums = <uint64_t*>reserve(table)
+            arena_broken = <uint8_t*>reserve(table // 8 // WINDOW_FOLIOS)
             region_table = <Region*>reserve(<uint64_t>MOST_REGIONS * sizeof(Region))
-            if arena_owner != NULL and arena_words != NULL and arena_sums != NULL and region_table != NULL:
+            if (arena_owner != NULL and arena_words != NULL and arena_sums != NULL and arena_broken != NULL
+                    and region_table != NULL):
                 break
             munmap(start, length + WINDOW_BYTES)
             if arena_owner != NULL:
@@ -73,12 +76,16 @@ cdef int arena_open() noexcept nogil:
                 munmap(arena_words, table)
             if arena_sums != NULL:
                 munmap(arena_sums, table)
+            if arena_broken != NULL:
+                munmap(arena_broken, table // 8 // WINDOW_FOLIOS)
             start = NULL
         shift -= 1
     if start == NULL:
         return -ENOMEM
     madvise(start, length + WINDOW_BYTES, MADV_DONTDUMP)
-    madvise(start, length + WINDOW_BYTES, MADV_NOHUGEPAGE)
+    # Nobody but us fills it, so no huge page comes by itself; but where one could, a fault leaves no page table behind,
+    # which would keep a window that is moved there from staying a huge page.
+    madvise(start, length + WINDOW_BYTES, MADV_HUGEPAGE)
     start = <char*>((<uint64_t>start + WINDOW_BYTES - 1) & ~<uint64_t>(WINDOW_BYTES - 1))
     error = frames_open(start, length)
     if error == 0:
@@ -166,6 +173,7 @@ cdef Region* region_new(MemoryPool* pool, uint64_t bytes) noexcept nogil:
             region.base = arena_start + (first << FOLIO_SHIFT)
             region.words = &arena_words[first]
             region.sums = &arena_sums[first]
+            region.broken = &arena_broken[first // WINDOW_FOLIOS]
             region.granules = granules
             granules_used = first + granules
     us_unlock(&arena_lock)

@@ -24,4 +24,5 @@ cdef char* stage_take_window(bint* zeros) noexcept nogil        # STAGE_SLOTS of
 # `count` (1 .. STAGE_SLOTS) slots in a row without memory, for folios to be moved to. NULL: there are none.
 cdef char* stage_room(int count) noexcept nogil
 cdef void stage_moved(char* slots, int count) noexcept nogil    # their memory was moved away
-cdef void stage_give(char* frames, int count) noexcept nogil    # they have memory: kept, or freed
+# They have memory: kept, or freed. `whole`: a window that is one piece, if it is one.
+cdef void stage_give(char* frames, int count, bint whole) noexcept nogil

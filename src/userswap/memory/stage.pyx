@@ -167,11 +167,11 @@ cdef void stage_moved(char* slots, int count) noexcept nogil:
     us_unlock(&stage_lock)
 
 
-cdef void stage_give(char* frames, int count) noexcept nogil:
+cdef void stage_give(char* frames, int count, bint whole) noexcept nogil:
     global have, have_windows
     cdef bint single = frames < stage + SINGLE * WINDOW_BYTES
     us_lock(&stage_lock)
-    if count == STAGE_SLOTS and have_windows < most_windows:
+    if count == STAGE_SLOTS and whole and have_windows < most_windows:
         kept_windows[have_windows] = frames
         have_windows += 1
         count = 0
@@ -182,5 +182,6 @@ cdef void stage_give(char* frames, int count) noexcept nogil:
         have += 1
     us_unlock(&stage_lock)
     if count:
+        # Of a whole window this frees the page table too (Linux 6.14), so that a huge page can come here again.
         madvise(frames, <uint64_t>count << FOLIO_SHIFT, MADV_DONTNEED)
         stage_moved(frames, count)

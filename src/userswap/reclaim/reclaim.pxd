@@ -28,5 +28,6 @@ cdef int64_t reclaim_used(Reclaim* r) noexcept nogil            # resident + poo
 # with one warning (or the program ends, if `hard`).
 cdef void reclaim_charge(Reclaim* r, int64_t bytes) noexcept nogil
 cdef void reclaim_uncharge(Reclaim* r, int64_t bytes) noexcept nogil
-# Reclaims until at most `goal` bytes are used or nothing more can be done; the bytes used after.
-cdef int64_t reclaim_down_to(Reclaim* r, int64_t goal) noexcept nogil
+# Reclaims until at most `goal` bytes are used or nothing more can be done, at least `least` bytes at a time; the bytes
+# used after.
+cdef int64_t reclaim_down_to(Reclaim* r, int64_t goal, int64_t least) noexcept nogil

@@ -51,18 +51,18 @@ cdef int64_t shrink(Reclaim* r, int64_t over) noexcept nogil:
     return r.evict(r.ctx, over)
 
 
-cdef int64_t reclaim_down_to(Reclaim* r, int64_t goal) noexcept nogil:
+cdef int64_t reclaim_down_to(Reclaim* r, int64_t goal, int64_t least) noexcept nogil:
     cdef int64_t used = reclaim_used(r)
-    cdef int64_t round = 0, least = used
+    cdef int64_t round = 0, fewest = used
     # A step that frees folios can add as much to the pool (data that hardly compresses): stop when
     # many rounds in a row win nothing.
     while used > goal and round < ROUNDS:
-        if shrink(r, used - goal) <= 0:
+        if shrink(r, used - goal if used - goal > least else least) <= 0:
             break
         used = reclaim_used(r)
         round += 1
-        if used < least:
-            least = used
+        if used < fewest:
+            fewest = used
             round = 0
     return used
 
@@ -98,7 +98,8 @@ cdef void reclaim_charge(Reclaim* r, int64_t bytes) noexcept nogil:
     us_add(&r.resident, bytes)
     used = reclaim_used(r)
     if used > r.limit - r.headroom and (us_read(&r.rest_until) == 0 or us_now() >= us_read(&r.rest_until)):
-        used = reclaim_down_to(r, r.limit - r.headroom)
+        # What comes as one piece makes room of its size, so that pieces leave as they are.
+        used = reclaim_down_to(r, r.limit - r.headroom, bytes)
         if used > r.limit:
             over_budget(r, used)
             us_write(&r.rest_until, us_now() + REST_NS)     # trying at every fault would only slow it down
