@@ -99,6 +99,7 @@ cdef class Core:
         # stage are nobody's.
         self.pool.reclaim.headroom = min(8 * FOLIO_BYTES, limit // 64) + stage_keep(limit // 32)
         self.pool.run_most = max(1, min(STAGE_SLOTS, limit // 64 // FOLIO_BYTES))
+        self.pool.reclaim.slack = self.pool.run_most * FOLIO_BYTES
         self.pool.reclaim.least_resident = max(16 * FOLIO_BYTES, limit // 32)
         if background:
             memory_background()     # without it, every fault does its own work

@@ -18,7 +18,6 @@ from userswap.native.us cimport (
 
 cdef extern from "blosc2.h" nogil:
     enum:
-        BLOSC_SHUFFLE
         BLOSC_LZ4
         BLOSC2_MAX_FILTERS
         BLOSC_NEVER_SPLIT
@@ -95,17 +94,23 @@ cdef struct Recipe:
     const char* name
     int filter
     int typesize
+    bint split                  # each byte (of its 8 bit planes) of an item is compressed by itself
+    int level
 
+# Small integers have bit planes that are all alike: split, they are decompressed in a third of the time. Walks of
+# floats need all planes together. LZ4's best level costs bitshuffled data a tenth of the time and gains up to 2 %.
 cdef Recipe[RECIPES] recipes
-recipes[0] = Recipe(b"lz4", 0, 1)
-recipes[1] = Recipe(b"lz4 bitshuffle 8", 2, 8)
-recipes[2] = Recipe(b"lz4 bitshuffle 4", 2, 4)
-recipes[3] = Recipe(b"lz4 bitshuffle 2", 2, 2)
-recipes[4] = Recipe(b"lz4 bitshuffle 1", 2, 1)
-recipes[5] = Recipe(b"lz4 shuffle 8", 1, 8)
-recipes[6] = Recipe(b"lz4 shuffle 4", 1, 4)
-recipes[7] = Recipe(b"lz4 shuffle 2", 1, 2)
-recipes[8] = Recipe(b"lz4 shuffle 16", 1, 16)
+recipes[0] = Recipe(b"lz4", 0, 1, False, 5)
+recipes[1] = Recipe(b"lz4 bitshuffle 8 split", 2, 8, True, 9)
+recipes[2] = Recipe(b"lz4 bitshuffle 8", 2, 8, False, 9)
+recipes[3] = Recipe(b"lz4 bitshuffle 4 split", 2, 4, True, 9)
+recipes[4] = Recipe(b"lz4 bitshuffle 4", 2, 4, False, 9)
+recipes[5] = Recipe(b"lz4 bitshuffle 2", 2, 2, False, 9)
+recipes[6] = Recipe(b"lz4 bitshuffle 1", 2, 1, False, 9)
+recipes[7] = Recipe(b"lz4 shuffle 8", 1, 8, True, 5)
+recipes[8] = Recipe(b"lz4 shuffle 4", 1, 4, True, 5)
+recipes[9] = Recipe(b"lz4 shuffle 2", 1, 2, True, 5)
+recipes[10] = Recipe(b"lz4 shuffle 16", 1, 16, True, 5)
 
 
 cdef int codec_load(const char* library, char* why, int why_bytes) noexcept nogil:
@@ -139,11 +144,11 @@ cdef blosc2_context* make_compressor(int recipe) noexcept nogil:
     cdef blosc2_cparams params = b_cparams()
     cdef int i
     params.compcode = BLOSC_LZ4
-    params.clevel = 5
+    params.clevel = recipes[recipe].level
     params.typesize = recipes[recipe].typesize
     params.nthreads = 1
     params.blocksize = BLOCK_BYTES
-    params.splitmode = BLOSC_ALWAYS_SPLIT if recipes[recipe].filter == BLOSC_SHUFFLE else BLOSC_NEVER_SPLIT
+    params.splitmode = BLOSC_ALWAYS_SPLIT if recipes[recipe].split else BLOSC_NEVER_SPLIT
     for i in range(BLOSC2_MAX_FILTERS):
         params.filters[i] = 0
         params.filters_meta[i] = 0

@@ -6,14 +6,17 @@
 #                                             (who waits for it helps)
 #
 # An ask is a guess: it may be forgotten at any time. A READY window holds memory that is charged to the pool.
+# Beside windows, the thread is asked to reclaim (a job with ROOM for its first folio), so that faults rarely have to.
 # `ahead_lock` is a leaf mutex.
 from libc.stdint cimport int64_t, uint64_t
 
 from userswap.memory.regions cimport MemoryPool, Region
 
 cdef enum:
-    AHEAD_JOBS = 4
+    AHEAD_JOBS = 5
     AHEAD_DEPTH = 2             # windows ahead of a scan
+
+cdef uint64_t ROOM
 
 cdef struct Job:
     int64_t state

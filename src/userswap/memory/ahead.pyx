@@ -51,6 +51,8 @@ cdef extern from "<sched.h>" nogil:
 cdef enum:
     FREE, ASKED, MAKING, OPEN, READY
 
+ROOM = <uint64_t>-1
+
 cdef us_mutex ahead_lock
 cdef Job[AHEAD_JOBS] jobs
 cdef uint32_t asked = 0             # counts what the thread sleeps on
@@ -130,7 +132,7 @@ cdef void ahead_ask(Region* region, uint64_t first) noexcept nogil:
     us_lock(&ahead_lock)
     if find(region, first) == NULL:
         for i in range(AHEAD_JOBS):
-            # the oldest that nobody came for gives way
+            # The oldest that nobody came for gives way.
             if jobs[i].state == FREE or ((jobs[i].state == ASKED or jobs[i].state == READY) and jobs[i].helpers == 0
                                          and (job == NULL or (job.state != FREE and jobs[i].age < job.age))):
                 job = &jobs[i]

@@ -20,8 +20,8 @@ from libc.string cimport memcpy, memset, strerror, strlen
 from userswap.backends.codec cimport FOLIO_BYTES, FOLIO_SHIFT, Worker, codec_give, codec_take
 from userswap.backends.swapfile cimport swapfile_name
 from userswap.memory.ahead cimport (
-    AHEAD_DEPTH, AheadOps, Job, ahead_ask, ahead_close, ahead_end, ahead_forget, ahead_help, ahead_helped, ahead_open,
-    ahead_renew, ahead_running, ahead_start, ahead_take,
+    AHEAD_DEPTH, ROOM, AheadOps, Job, ahead_ask, ahead_close, ahead_end, ahead_forget, ahead_help, ahead_helped,
+    ahead_open, ahead_renew, ahead_running, ahead_start, ahead_take,
 )
 from userswap.memory.frames cimport (
     frame_fill, frame_fill_zeros, frame_mend, frame_move_in, frame_move_out, frame_protect, frame_unprotect,
@@ -48,7 +48,7 @@ from userswap.native.us cimport (
     us_word_release, us_word_wait, us_write,
 )
 from userswap.native.sum cimport us_sum, us_sum_start
-from userswap.reclaim.reclaim cimport reclaim_charge, reclaim_uncharge
+from userswap.reclaim.reclaim cimport reclaim_background, reclaim_charge, reclaim_short, reclaim_uncharge
 from userswap.swap.holder cimport holder_release
 from userswap.swap.kin cimport kin_after_fork, kin_before_fork
 from userswap.swap.map cimport HolderOps, SwapMap
@@ -249,6 +249,13 @@ cdef int fill_from_peer(MemoryPool* pool, uint64_t id, char* target, uint64_t by
     return error
 
 
+cdef void charge(Region* region, int64_t bytes) noexcept nogil:
+    """Before `bytes` of a region come into place: makes room now, and lets the thread make room for who comes next."""
+    reclaim_charge(&region.pool.reclaim, bytes)
+    if reclaim_short(&region.pool.reclaim) and ahead_running():
+        ahead_ask(region, ROOM)
+
+
 cdef int place(char* folio, char* frame) noexcept nogil:
     """A frame, with its bytes, into place, where a whole folio is missing. 0 or -errno, and the frame is gone."""
     cdef int error
@@ -274,7 +281,7 @@ cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writi
     cdef bint zeros = False
     cdef int error = -ENXIO
     region.broken[index // STAGE_SLOTS] = True
-    reclaim_charge(&pool.reclaim, <int64_t>bytes)
+    charge(region, <int64_t>bytes)
     us_chaos()
     # The clean folio of a shared id is guarded, so that other holders can copy it. Guarded from the start means copied.
     if bytes == FOLIO_BYTES and (writing or id == 0 or not swap_shared(pool.swap, id)):
@@ -398,7 +405,7 @@ cdef bint make_window(Region* region, uint64_t first, bint writing) noexcept nog
     cdef bint zeros = False
     cdef int error = 0
     cdef uint64_t i
-    reclaim_charge(&pool.reclaim, STAGE_SLOTS * FOLIO_BYTES)
+    charge(region, STAGE_SLOTS * FOLIO_BYTES)
     frames = stage_take_window(&zeros)
     if frames != NULL and word_state(us_load(words)) == EMPTY:
         if not zeros:
@@ -462,6 +469,10 @@ cdef void make_ahead(Job* job) noexcept nogil:
     cdef uint64_t held = 0
     cdef bint zeros = False
     cdef bint ready = False
+    if first == ROOM:
+        reclaim_background(&region.pool.reclaim)
+        ahead_end(job, False)
+        return
     word = us_load(&region.words[first])
     if word & BUSY or word_state(word) != SWAPPED:
         ahead_end(job, False)       # the program was faster
@@ -513,7 +524,7 @@ cdef bint help_ahead(Region* region, uint64_t index) noexcept nogil:
 
 
 cdef bint take_ahead(Region* region, uint64_t index, bint writing) noexcept nogil:
-    """The folio is STAGED, its word BUSY by us. If its window still is READY, and whole: into place, all words released."""
+    """The folio is STAGED, its word BUSY by us. If its window is READY still, and whole: into place, words released."""
     cdef uint64_t first = index - index % STAGE_SLOTS
     cdef uint64_t held = 0
     cdef uint64_t word

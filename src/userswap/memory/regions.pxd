@@ -26,8 +26,8 @@ cdef struct Region:
     uint64_t granules           # of address space held, in folios
     uint64_t* words             # the page table, one word a folio
     uint64_t* sums              # of folios that are CLEAN and not GUARDED: what their bytes were when they came
-    # By window of 32 folios: single folios came or left since it was one piece, so that it is in small pages now and the
-    # kernel has a page table for it.
+    # By window of 32 folios: single folios came or left since it was one piece, so that it is in small pages now and
+    # the kernel has a page table for it.
     uint8_t* broken
     MemoryPool* pool
     Region* next                # in the pool's list; in a free list, the next free extent

@@ -14,6 +14,9 @@ cdef struct Reclaim:
     void* ctx
     int64_t limit               # the budget, bytes
     int64_t headroom            # reclaim keeps the sum this far below the limit, for what runs at the same time
+    int64_t slack               # how much further down a background thread reclaims
+    int64_t pressed             # charges for which it goes on, after one had to reclaim by itself
+    int64_t piece               # bytes of the last charge
     int64_t least_resident      # resident bytes that writeback spares while there is a device
     int64_t overhead            # metadata of the rooms above, bytes
     int64_t resident            # bytes of folios in place, or about to be
@@ -27,6 +30,9 @@ cdef int64_t reclaim_used(Reclaim* r) noexcept nogil            # resident + poo
 # Before `bytes` more become resident: makes room. Never fails: with nowhere to go the budget is exceeded,
 # with one warning (or the program ends, if `hard`).
 cdef void reclaim_charge(Reclaim* r, int64_t bytes) noexcept nogil
+# Whether a background thread should reclaim now, so that the next charges need not; asked after a charge.
+cdef bint reclaim_short(Reclaim* r) noexcept nogil
+cdef void reclaim_background(Reclaim* r) noexcept nogil         # what it then does
 cdef void reclaim_uncharge(Reclaim* r, int64_t bytes) noexcept nogil
 # Reclaims until at most `goal` bytes are used or nothing more can be done, at least `least` bytes at a time; the bytes
 # used after.

@@ -29,6 +29,7 @@ cdef enum:
     WRITEBACK_BYTES = 1 << 20
     ROUNDS = 256
     REST_NS = 5000000
+    PRESSED = 4096
     STATUS_OVER_BUDGET = 137            # what a process ended by the OOM killer exits with
 
 
@@ -96,8 +97,10 @@ cdef void over_budget(Reclaim* r, int64_t used) noexcept nogil:
 cdef void reclaim_charge(Reclaim* r, int64_t bytes) noexcept nogil:
     cdef int64_t used
     us_add(&r.resident, bytes)
+    us_write(&r.piece, bytes)
     used = reclaim_used(r)
     if used > r.limit - r.headroom and (us_read(&r.rest_until) == 0 or us_now() >= us_read(&r.rest_until)):
+        us_write(&r.pressed, PRESSED)
         # What comes as one piece makes room of its size, so that pieces leave as they are.
         used = reclaim_down_to(r, r.limit - r.headroom, bytes)
         if used > r.limit:
@@ -107,6 +110,19 @@ cdef void reclaim_charge(Reclaim* r, int64_t bytes) noexcept nogil:
             us_write(&r.warned, 0)
             us_write(&r.rest_until, 0)
     us_max(&r.peak, used)
+
+
+cdef bint reclaim_short(Reclaim* r) noexcept nogil:
+    # Not before somebody had to: a program that just fits would lose folios for nothing, over and over.
+    cdef int64_t pressed = us_read(&r.pressed)
+    if pressed == 0:
+        return False
+    us_write(&r.pressed, pressed - 1)
+    return reclaim_used(r) > r.limit - r.headroom - r.slack // 2
+
+
+cdef void reclaim_background(Reclaim* r) noexcept nogil:
+    reclaim_down_to(r, r.limit - r.headroom - r.slack, us_read(&r.piece))
 
 
 cdef void reclaim_uncharge(Reclaim* r, int64_t bytes) noexcept nogil:
