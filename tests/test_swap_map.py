@@ -740,6 +740,25 @@ def test_swapoff_empties_a_device(design: str) -> None:
         assert {swap_map.count(i) for i in range(n // 2)} == {2}
 
 
+@pytest.mark.parametrize("design", [name for name in DESIGN_NAMES if name not in BOUND])
+def test_swapoff_misses_no_id_that_is_shared_while_it_walks(design: str) -> None:
+    n = 40
+    swap_map = Map(design)
+    swap_map.run("alloc", span(0, n), slot(0, 0))
+    found, owner = 0, 0
+    for turn in range(3 * n):
+        owner, word, busy = swap_map.next(0, owner)
+        if owner == 0:
+            break
+        assert (kind_of(word), busy) == (SLOT, 0)
+        swap_map.unlock_owner(owner, entry(ZSWAP, turn))
+        found += 1
+        if turn < 10:
+            swap_map.dup(n - 1 - turn, 100 + turn)
+    assert found == n
+    assert {kind_of(swap_map.lock(i)) for i in range(n)} == {ZSWAP}
+
+
 # ---- threads ----
 
 

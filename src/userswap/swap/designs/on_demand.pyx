@@ -230,25 +230,24 @@ cdef void on_demand_unlock_owner(SwapMap* map, uint64_t owner, uint64_t entry) n
 
 cdef uint64_t on_demand_next(SwapMap* map, int device, uint64_t after, uint64_t* entry, int64_t* busy) noexcept nogil:
     cdef OnDemand* m = <OnDemand*>map
-    cdef uint64_t found, id = 0
-    if not after & OWNER_HOLDER:
-        found = id_next(&m.tree, device, after, entry, busy)
-        if found:
-            return found
-        after = OWNER_HOLDER
-    found = after & ~OWNER_HOLDER
-    while True:
-        found = m.holders.next(m.ctx, found, &id)
-        if found == 0:
-            return 0
-        if not id & DIRECT:
-            continue
-        entry[0] = direct_entry(id)
-        if entry_type(entry[0]) != SLOT or slot_device(entry[0]) != device:
-            continue
-        if m.holders.trylock(m.ctx, found, id):
-            return OWNER_HOLDER | found
-        busy[0] += 1
+    cdef uint64_t found = after & ~OWNER_HOLDER
+    cdef uint64_t id = 0
+    # Holders first: a dup meanwhile makes a number of a direct id, never the other way, so none is missed.
+    if after == 0 or after & OWNER_HOLDER:
+        while True:
+            found = m.holders.next(m.ctx, found, &id)
+            if found == 0:
+                after = 0
+                break
+            if not id & DIRECT:
+                continue
+            entry[0] = direct_entry(id)
+            if entry_type(entry[0]) != SLOT or slot_device(entry[0]) != device:
+                continue
+            if m.holders.trylock(m.ctx, found, id):
+                return OWNER_HOLDER | found
+            busy[0] += 1
+    return id_next(&m.tree, device, after, entry, busy)
 
 
 # ---- the count ----
