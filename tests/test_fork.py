@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from helpers import run_python
+from userswap.swap.map import BOUND
 
 PRELUDE = """
 import os, sys, threading, numpy as np, userswap
@@ -347,6 +350,56 @@ for i in range(24): array[i] = noise(i + 1000)
 os.write(go[1], b"x")
 assert wait(first) == 0
 assert all(np.array_equal(array[i], noise(i + 1000)) for i in range(24))
+""")
+
+
+@pytest.mark.parametrize("design", ["on_demand", "redirect", *sorted(BOUND)])
+def test_ids_that_are_slots_are_kept_with_them_and_end_in_a_child(design: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept for one child is not used again before it ends; another child has no use for it from the start."""
+    monkeypatch.setenv("USERSWAP_MAP", design)
+    ends_well("""
+import time
+from helpers import check_empty, check_pool
+from userswap.swap.map import BOUND
+noise = lambda i: np.frombuffer(np.random.default_rng(i).bytes(1 << 20), np.int64)
+pool = fresh_pool("16MiB")
+bound = os.environ["USERSWAP_MAP"] in BOUND
+array = pool.empty((24, 1 << 17), np.int64)
+def fill(first):
+    for i in range(24): array[i] = noise(first + i)
+    while pool.evict(): pass
+def right(first): return all(np.array_equal(array[i], noise(first + i)) for i in range(24))
+fill(0)
+before = check_pool(pool)
+assert before.slot_bytes == array.nbytes and before.swap_ids == 384
+go = os.pipe()
+first = os.fork()
+if first == 0:
+    os.read(go[0], 1)
+    os._exit(0 if right(0) and check_pool(pool).swap_ids <= 384 else 3)
+fill(100)
+kept = pool.stats()
+assert kept.slot_bytes == 2 * array.nbytes, "the first child may read them"
+assert kept.swap_ids == (768 if bound else 384)
+assert kept.metadata_bytes - kept.map_bytes >= before.metadata_bytes - before.map_bytes + 384 * 16, "what is kept counts"
+second = os.fork()
+if second == 0:
+    if check_pool(pool).swap_ids != 384: os._exit(4)            # not those that are kept in its parent
+    if not right(100): os._exit(5)
+    del array
+    os._exit(0 if pool.stats().swap_ids == 0 and pool.stats().map_bytes <= kept.map_bytes else 6)
+assert wait(second) == 0
+fill(200)                                                       # and some more
+os.write(go[1], b"x")
+assert wait(first) == 0
+time.sleep(0.02)
+fill(300)                                                       # gives back all that was kept
+assert right(300)
+while pool.evict(): pass
+after = check_pool(pool)
+assert (after.slot_bytes, after.swap_ids) == (array.nbytes, 384)
+del array
+check_empty(pool)
 """)
 
 

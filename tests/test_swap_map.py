@@ -759,6 +759,55 @@ def test_swapoff_misses_no_id_that_is_shared_while_it_walks(design: str) -> None
     assert {kind_of(swap_map.lock(i)) for i in range(n)} == {ZSWAP}
 
 
+@pytest.mark.parametrize("design", [name for name in DESIGN_NAMES if name not in BOUND])
+def test_swapoff_while_slots_come_and_go(design: str) -> None:
+    """Who is found is locked, from the very moment that it can be found; and what goes meanwhile is gone."""
+    swap_map = Map(design)
+    done = threading.Event()
+    found = 0
+    swap_map.run("alloc", span(1000, 64), slot(1, 0))
+
+    def come_and_go() -> None:
+        turn = 0
+        while turn < 6000 // LESS or (found < 300 and turn < 300_000):
+            holder = turn % 8
+            if turn >= 8:
+                drop(swap_map, holder)
+            swap_map.alloc(holder, slot(0, 32 * turn))
+            turn += 1
+        done.set()
+
+    def empty() -> None:
+        nonlocal found
+        while not done.is_set():
+            found += swap_map.swapoff(0)[0]
+
+    together(come_and_go, empty)
+    assert found
+    assert swap_map.ids() == 64 + 8
+    assert swap_map.swapoff(1)[0] == 64
+
+
+@designs
+def test_a_folio_that_leaves_the_swap_cache_takes_its_copy_and_is_stored_again(design: str) -> None:
+    swap_map = Map(design)
+    swap_map.alloc(0, entry(ZSWAP, 1))
+    swap_map.dup(0, 1)
+    stored = swap_map.home(0) or slot(0, 2**34)
+    for again in (entry(ZSWAP, 2), stored, entry(ZSWAP, 3)):
+        swap_map.lock(0)
+        swap_map.cache(0, 77)
+        swap_map.unlock(0, entry(CACHE))
+        assert swap_map.cached(1) == 77
+        assert swap_map.lock(1) == entry(CACHE)
+        swap_map.cache(1, 0)
+        assert swap_map.cached(1) == 0
+        swap_map.unlock(1, again)
+        assert swap_map.cached(0) == 0
+        assert swap_map.lock(0) == again
+        swap_map.unlock(0, again)
+
+
 # ---- threads ----
 
 

@@ -307,14 +307,20 @@ def test_a_cluster_is_used_again_after_its_hole(path: Path) -> None:
     assert blocks(path) == 0
 
 
-@pytest.mark.parametrize(("most", "live", "turns"), [(300, 32, 1200), (512, 2, 4000), (20, 2, 8000)])
-def test_no_hole_is_punched_where_others_write(path: Path, most: int, live: int, turns: int) -> None:
-    """Clusters empty and fill again in several threads: a late hole would wipe what another wrote."""
-    swap = device(path, 6 * MIB)
+@pytest.mark.parametrize(
+    ("most", "live", "turns", "homes"),
+    [(300, 32, 1200, 0), (512, 2, 4000, 0), (20, 2, 8000, 0), (16, 1, 4000, 4), (16, 32, 1500, 4)],
+)
+def test_no_hole_is_punched_where_others_write(path: Path, most: int, live: int, turns: int, homes: int) -> None:
+    """Clusters empty and fill again in several threads: a late hole would wipe what another wrote.
+
+    With homes every run has its place, as where an id is a slot: then nobody looks for a cluster without a hole.
+    """
+    swap = device(path, 8 * MIB)
     errors: list[int] = []
 
     def work(seed: int) -> None:
-        errors.append(swap.stress(seed, turns, most, live))
+        errors.append(swap.stress(seed, turns, most, live, homes))
 
     workers = [threading.Thread(target=work, args=(seed,)) for seed in range(1, 5)]
     for worker in workers:
@@ -324,8 +330,9 @@ def test_no_hole_is_punched_where_others_write(path: Path, most: int, live: int,
     assert errors == [0] * 4
     assert swap.used == 0
     assert blocks(path) == 0
-    assert [swap.alloc(512) for _ in range(3)]  # nothing was lost
-    assert swap.used == 1536
+    if not homes:  # it is one or the other
+        assert [swap.alloc(512) for _ in range(4)]  # nothing was lost
+        assert swap.used == 2048
 
 
 # ---- a file system that is full ----

@@ -24,8 +24,7 @@ Locks. LOCKED is the entry's: it protects type, payload, CACHED, and the id's re
 (clusters.pxd) protects which words are 0, the use of the arrays, and the passing of a count into MANY and out of it. A
 word of a live id changes by CAS only. A count below MANY changes without any lock: dup and put are one CAS.
 
-Order between a word and the arrays. Counts as everywhere: stored, then MANY set; MANY cleared, then the count erased.
-A folio is stored in the array before the word says CACHED without being CACHE, and erased after the word has stopped
+Order between a word and the arrays. None for counts: who finds MANY takes the cluster's lock. A folio is stored in the array before the word says CACHED without being CACHE, and erased after the word has stopped
 saying so, for which unlock first makes the word CACHE, still LOCKED. So who reads it without a lock finds it there, or
 finds on a second look that the word has changed. A redirect is read by who has LOCKED, and its memory is only there
 while the word says SLOT: stored before the CAS that unlocks, given up before it too.
@@ -354,12 +353,11 @@ cdef int64_t count_slowly(Redirect* m, uint64_t at, int64_t n) noexcept nogil:
         result = count + n
         us_assert(result >= 0, "put: no more references than there are")
         if result > MANY:
-            word_set(&m.k, COUNTS, at, <uint64_t>result)
+            if not many and not us_cas(word, seen, seen | COUNT_FIELD):
+                continue
             us_chaos()
-            if many or us_cas(word, seen, seen | COUNT_FIELD):
-                break
-            word_set(&m.k, COUNTS, at, 0)
-            continue
+            word_set(&m.k, COUNTS, at, <uint64_t>result)
+            break
         # With none left it is the last put that goes on, in a word whose count is one.
         few = <uint64_t>(result - 1 if result else 0)
         if us_cas(word, seen, (seen & ~COUNT_FIELD) | few * COUNT_ONE):

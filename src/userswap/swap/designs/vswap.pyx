@@ -202,6 +202,7 @@ cdef void vswap_delete(SwapMap* map) noexcept nogil:
     cdef Vswap* m = <Vswap*>map
     cdef ClusterChunk* chunk = m.all_chunks
     cdef ClusterChunk* after
+    us_assert(us_read(&m.ids) != 0 or us_read(&m.off_map) == 0, "an id that is gone is off no map")
     while chunk != NULL:
         after = chunk.next_all
         munmap(chunk, CHUNK_BYTES)
