@@ -385,6 +385,37 @@ def test_storage_that_remembers_a_descriptor_finds_it_wherever_next_did() -> Non
     assert swap_map.try_owner(by_device, entry(ZSWAP, 1))
     swap_map.unlock_owner(by_device, entry(ZSWAP, 2))
     assert swap_map.lock(0) == entry(ZSWAP, 2)
+    swap_map.alloc(1, slot(0, 32))
+    assert swap_map.next(0, by_storage)[1] == slot(0, 32), "and next() goes on from either"
+
+
+def test_without_memory_for_a_run_its_descriptors_are_free_again() -> None:
+    alone(f"""
+        import resource
+        import numpy as np
+        from userswap.swap.map import Map, ZSWAP, entry
+        m = Map("descriptor", holders=2_000_000)
+        empty = m.metadata()
+        holders = np.arange(2_000_000, dtype=np.uint64)
+        used = int(open("/proc/self/statm").read().split()[0]) * 4096
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (used + (8 << 20), hard))
+        try:
+            m.run("alloc", holders, entry(ZSWAP, 9))
+        except MemoryError:
+            pass
+        n = m.ids()
+        assert 100_000 < n < 2_000_000
+        last = holders[n - 2 : n]
+        m.run("put", last)
+        run = [entry(ZSWAP, 1)] * 4
+        for _ in range(100):
+            assert not m.alloc_run(n - 2, run)
+        m.run("alloc", last, entry(ZSWAP, 1))
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+        m.run("put", holders[:n])
+        assert m.ids() == 0 and m.metadata() <= empty + {almost_nothing("descriptor")}
+    """)
 
 
 # ---- vswap: clusters ----

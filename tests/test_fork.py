@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from helpers import run_python
@@ -400,6 +402,40 @@ after = check_pool(pool)
 assert (after.slot_bytes, after.swap_ids) == (array.nbytes, 384)
 del array
 check_empty(pool)
+""")
+
+
+@pytest.mark.parametrize("design", ["on_demand", *sorted(BOUND)])
+def test_what_was_kept_for_a_child_is_room_for_new_data_once_it_has_ended(
+    design: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also for a program that gives nothing back meanwhile: the file must not be taken for full."""
+    monkeypatch.setenv("USERSWAP_MAP", design)
+    ends_well(f"place = {str(tmp_path)!r}" + """
+import time
+pool = fresh_pool("16MiB", swap=place + ":40MiB")
+noise = lambda i: np.frombuffer(np.random.default_rng(i).bytes(16 << 20), np.int64)
+def out():
+    while pool.evict(): pass
+array = pool.array(noise(1))
+out()
+go = os.pipe()
+child = os.fork()
+if child == 0:
+    os.read(go[0], 1)
+    os._exit(0 if np.array_equal(array, noise(1)) else 3)
+array[:] = noise(2)
+out()
+assert pool.stats().slot_bytes == 32 << 20, "the child's and ours"
+os.write(go[1], b"x")
+assert wait(child) == 0
+time.sleep(0.02)
+other, new = pool.empty(2 << 20, np.int64), noise(3)
+for at in range(0, 2 << 20, 8192): other[at:at + 8192] = new[at:at + 8192]      # a folio, and it is not touched again
+out()
+stats = pool.stats()
+assert (stats.resident_bytes, stats.slot_bytes) == (0, 32 << 20)
+assert np.array_equal(array, noise(2)) and np.array_equal(other, new)
 """)
 
 

@@ -720,6 +720,26 @@ def test_what_happens_to_a_shared_folio_that_comes_back(design: str) -> None:
     assert swap_map.cached(0) == 0, "and the next id does not inherit it"
 
 
+@designs
+def test_an_id_that_is_used_again_has_nothing_of_the_last_one(design: str) -> None:
+    swap_map = Map(design)
+    swap_map.run("alloc", span(5000, 8), entry(ZSWAP, 1))  # neighbours, so that no page empties
+    for holder in range(3):
+        swap_map.alloc(holder, entry(ZSWAP, 2))
+        swap_map.add(holder, 1)
+        swap_map.lock(holder)
+        swap_map.cache(holder, 77)
+        swap_map.unlock(holder, entry(ZSWAP, 2))
+    swap_map.run("sub", span(0, 3), references=2)
+    assert swap_map.ids() == 8
+    swap_map.run("alloc", span(0, 600), entry(ZSWAP, 3))
+    assert {swap_map.count(holder) for holder in range(600)} == {1}
+    assert {swap_map.cached(holder) for holder in range(600)} == {0}
+    swap_map.run("dup", span(0, 600), into=span(1000, 600))
+    assert {swap_map.count(holder) for holder in range(600)} == {2}
+    assert {swap_map.cached(holder) for holder in range(600)} == {0}
+
+
 # ---- swapoff ----
 
 

@@ -305,22 +305,27 @@ cdef int on_demand_dup(SwapMap* map, uint64_t* id, int64_t n, uint64_t* moved) n
     cdef uint64_t* word
     cdef uint64_t seen, number, entry
     cdef int64_t result
+    cdef bint fits
     us_assert(n > 0, "dup: more references, not less")
     if id[0] & DIRECT:
         if n > COUNT_MAX - 1:
             return -EOVERFLOW
         entry = direct_entry(id[0])
-        number = number_new(m, entry | (<uint64_t>n * COUNT_ONE if n < MANY else 0))
+        # No entry for next() to find before nothing can fail any more.
+        number = number_new(m, entry_make(RESERVED_TYPE, 0))
         if number == 0:
             return -ENOMEM
         if n >= MANY:
-            result = count_slowly(m, number, id_word(&m.tree, number), n)
-            if result < 0:
+            us_lock(&m.tree.mutex)
+            fits = side_set(&m.counts, number, <uint64_t>n + 1)
+            if not fits:
                 us_or(id_word(&m.tree, number), ENTRY_LOCKED | ENTRY_GONE)
-                us_lock(&m.tree.mutex)
                 id_free(&m.tree, number)
-                us_unlock(&m.tree.mutex)
-                return <int>result
+            us_unlock(&m.tree.mutex)
+            if not fits:
+                return -ENOMEM
+        us_chaos()
+        us_store(id_word(&m.tree, number), entry | (<uint64_t>n * COUNT_ONE if n < MANY else COUNT_FIELD))
         moved[0] = entry
         id[0] = number
         return 0

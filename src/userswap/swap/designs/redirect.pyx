@@ -263,6 +263,7 @@ cdef uint64_t redirect_unlock(SwapMap* map, uint64_t id, uint64_t entry) noexcep
             word_change(word, TYPE | PAYLOAD, made)
             folio_set(m, at, 0)
     elif was == CACHE and seen & CACHED:
+        us_assert(payload_of(seen) != 0, "CACHED says that there is a folio")
         folio_set(m, at, payload_of(seen))
     us_chaos()
     seen = word_change(word, TYPE | PAYLOAD | LOCKED | WAITERS, made)
