@@ -547,7 +547,6 @@ def test_next_starts_anew_in_the_table_after_one_that_has_emptied() -> None:
     assert swap_map.swapoff(0)[0] == 2
 
 
-
 def test_next_goes_on_from_an_id_that_left_among_neighbours_in_any_order() -> None:
     swap_map = Map("vswap", slot_run=1)
     offsets = np.random.default_rng(3).permutation(200)

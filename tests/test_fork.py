@@ -413,7 +413,9 @@ def test_what_was_kept_for_a_child_is_room_for_new_data_once_it_has_ended(
 ) -> None:
     """Also for a program that gives nothing back meanwhile: the file must not be taken for full."""
     monkeypatch.setenv("USERSWAP_MAP", design)
-    ends_well(f"place = {str(tmp_path)!r}" + """
+    ends_well(
+        f"place = {str(tmp_path)!r}"
+        + """
 import time
 pool = fresh_pool("16MiB", swap=place + ":40MiB")
 noise = lambda i: np.frombuffer(np.random.default_rng(i).bytes(16 << 20), np.int64)
@@ -439,7 +441,8 @@ out()
 stats = pool.stats()
 assert (stats.resident_bytes, stats.slot_bytes) == (0, 32 << 20)
 assert np.array_equal(array, noise(2)) and np.array_equal(other, new)
-""")
+"""
+    )
 
 
 def test_slots_are_not_kept_for_a_child_that_became_another_program() -> None:
