@@ -24,10 +24,11 @@ Locks. LOCKED is the entry's: it protects type, payload, CACHED, and the id's re
 (clusters.pxd) protects which words are 0, the use of the arrays, and the passing of a count into MANY and out of it. A
 word of a live id changes by CAS only. A count below MANY changes without any lock: dup and put are one CAS.
 
-Order between a word and the arrays. None for counts: who finds MANY takes the cluster's lock. A folio is stored in the array before the word says CACHED without being CACHE, and erased after the word has stopped
-saying so, for which unlock first makes the word CACHE, still LOCKED. So who reads it without a lock finds it there, or
-finds on a second look that the word has changed. A redirect is read by who has LOCKED, and its memory is only there
-while the word says SLOT: stored before the CAS that unlocks, given up before it too.
+Order between a word and the arrays. None for counts: who finds MANY takes the cluster's lock. A folio is stored in the
+array before the word says CACHED without being CACHE, and erased after the word has stopped saying so, for which unlock
+first makes the word CACHE, still LOCKED. So who reads it without a lock finds it there, or finds on a second look that
+the word has changed. A redirect is read by who has LOCKED, and its memory is only there while the word says SLOT:
+stored before the CAS that unlocks, given up before it too.
 
 The last put finds the count 0 in a word that is not MANY: nobody else has a reference, so nobody can dup. It locks the
 word with GONE in the same CAS; from then to free the word is the caller's alone.
