@@ -183,6 +183,14 @@ cdef void open_own(SwapSpace* s) noexcept nogil:
     (&errno)[0] = kept
 
 
+cdef void end_slots(SwapSpace* s, int device, int64_t slot, int slots, uint64_t id) noexcept nogil:
+    """Storage first: where an id is a slot, whoever gets the id takes the slot at once. id 0: it is gone already."""
+    swapfile_free(s.devices[device], slot, slots)
+    us_chaos()
+    if id:
+        s.map.ops.free(s.map, id)
+
+
 cdef void free_deferred(SwapSpace* s) noexcept nogil:
     """The slots that were kept for forked children, and their ids, once no such child is left."""
     cdef int64_t count
@@ -192,9 +200,7 @@ cdef void free_deferred(SwapSpace* s) noexcept nogil:
     count = us_read(&s.deferred_count)
     while count:
         count -= 1
-        swapfile_free(s.devices[s.current], s.deferred[count].slot, s.deferred[count].slots)
-        if s.deferred[count].id:
-            s.map.ops.free(s.map, <uint64_t>s.deferred[count].id)
+        end_slots(s, s.current, s.deferred[count].slot, s.deferred[count].slots, <uint64_t>s.deferred[count].id)
     us_write(&s.deferred_count, 0)
     madvise(s.deferred, DEFERRED_BYTES, MADV_DONTNEED)
     us_unlock(&s.deferred_lock)
@@ -219,8 +225,7 @@ cdef void free_slots(SwapSpace* s, uint64_t id, int device, int64_t slot, int sl
         return
     if not kin_alive():
         free_deferred(s)
-        swapfile_free(s.devices[device], slot, slots)
-        s.map.ops.free(s.map, id)
+        end_slots(s, device, slot, slots, id)
         return
     us_lock(&s.deferred_lock)
     if s.deferred == NULL:
