@@ -165,7 +165,8 @@ def test_slots_that_go_from_thread_to_thread_keep_their_bytes(design: str, forks
     With forks, slots are kept for a moment, and then given back by several threads at once.
     """
     size, threads = 4 * MIB, 3
-    pool = userswap.Pool(ram="16MiB", swap=f"{tmp_path}:{20 * MIB}", map_design=design, dedupe=False)
+    room = 20 * MIB if forks else size * threads + 4 * FOLIO
+    pool = userswap.Pool(ram="16MiB", swap=f"{tmp_path}:{room}", map_design=design, dedupe=False)
     stop = time.monotonic() + 1
 
     def work(me: int) -> None:

@@ -391,8 +391,13 @@ if second == 0:
     if check_pool(pool).swap_ids != 384: os._exit(4)            # not those that are kept in its parent
     if not right(100): os._exit(5)
     del array
-    os._exit(0 if pool.stats().swap_ids == 0 and pool.stats().map_bytes <= kept.map_bytes else 6)
+    if pool.stats().swap_ids != 0 or pool.stats().map_bytes > kept.map_bytes: os._exit(6)
+    other = pool.empty((8, 1 << 17), np.int64)                  # gets ids that its parent has too
+    for i in range(8): other[i] = noise(500 + i)
+    while pool.evict(): pass
+    os._exit(0 if all(np.array_equal(other[i], noise(500 + i)) for i in range(8)) else 7)
 assert wait(second) == 0
+assert right(100)
 fill(200)                                                       # and some more
 os.write(go[1], b"x")
 assert wait(first) == 0

@@ -865,8 +865,8 @@ def test_storage_moves_under_a_running_program(design: str, holders: int, object
     swap_map = Map(design)
     swap_map.objects_for(objects)
     results = together(
-        lambda: swap_map.program(0, holders, 150_000 // LESS, 1),
-        lambda: swap_map.program(holders, holders, 150_000 // LESS, 2),
+        lambda: swap_map.program(0, holders, 150_000 // LESS, 1, 200 // LESS),
+        lambda: swap_map.program(holders, holders, 150_000 // LESS, 2, 200 // LESS),
         lambda: swap_map.mover(3),
         lambda: swap_map.mover(4),
     )

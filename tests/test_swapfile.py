@@ -335,6 +335,56 @@ def test_no_hole_is_punched_where_others_write(path: Path, most: int, live: int,
         assert swap.used == 2048
 
 
+SLOW = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <sys/types.h>
+#include <unistd.h>
+/* A hole is punched long after it was decided. */
+#define FALLOCATE(name) \\
+int name(int fd, int mode, off_t at, off_t n) { \\
+    int (*real)(int, int, off_t, off_t) = dlsym(RTLD_NEXT, #name); \\
+    write(1, "punching\\n", 9); \\
+    usleep(300000); \\
+    return real(fd, mode, at, n); }
+FALLOCATE(fallocate)
+FALLOCATE(fallocate64)
+"""
+
+TAKEN = """
+    import mmap, os, sys, threading
+    from userswap.backends.swapfile import SwapDevice
+    out, real = os.pipe()
+    os.dup2(real, 1)                                # where the slow hole says that it has begun
+    swap = SwapDevice(os.open(sys.argv[1], os.O_RDWR | os.O_CREAT), 8 << 20)
+    swap.take(0, 16)
+    puncher = threading.Thread(target=swap.free, args=(0, 16))
+    puncher.start()
+    assert os.read(out, 9) == b"punching\\n"
+    buffer = mmap.mmap(-1, 16 * 4096)
+    buffer[:] = os.urandom(16 * 4096)
+    swap.take(32, 16)
+    swap.write(32, buffer)
+    puncher.join()
+    back = mmap.mmap(-1, 16 * 4096)
+    swap.read(32, back)
+    assert back[:] == buffer[:]
+"""
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler to build the slow library with")
+def test_a_place_is_not_taken_while_its_cluster_is_being_punched(tmp_path: Path) -> None:
+    (tmp_path / "slow.c").write_text(SLOW)
+    shim = tmp_path / "slow.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", shim, tmp_path / "slow.c", "-ldl"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(TAKEN), str(tmp_path / "swap")],
+        env={**os.environ, "LD_PRELOAD": str(shim)},
+        check=True,
+        timeout=60,
+    )
+
+
 # ---- a file system that is full ----
 
 

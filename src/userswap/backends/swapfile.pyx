@@ -477,6 +477,12 @@ cdef class SwapDevice:
         with nogil:
             swapfile_free(self.f, slot, n)
 
+    def take(self, int64_t slot, int n):
+        """Mark a run of free slots as used; not in a file from which others are allocated."""
+        self._range(slot, n)
+        with nogil:
+            swapfile_take(self.f, slot, n)
+
     cdef int _range(self, int64_t slot, int n) except -1:
         if n < 1 or slot < 0 or slot + n > <int64_t>self.f.slots or slot % CLUSTER_SLOTS + n > CLUSTER_SLOTS:
             raise ValueError(f"slots {slot} to {slot + n - 1} are no run in one cluster of this file")
