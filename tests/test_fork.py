@@ -356,15 +356,19 @@ assert all(np.array_equal(array[i], noise(i + 1000)) for i in range(24))
 
 
 @pytest.mark.parametrize("design", ["on_demand", "redirect", *sorted(BOUND)])
-def test_ids_that_are_slots_are_kept_with_them_and_end_in_a_child(design: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_that_are_slots_are_kept_with_them_and_end_in_a_child(
+    design: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """What is kept for one child is not used again before it ends; another child has no use for it from the start."""
     monkeypatch.setenv("USERSWAP_MAP", design)
-    ends_well("""
+    ends_well(
+        f"place = {str(tmp_path)!r}"
+        + """
 import time
 from helpers import check_empty, check_pool
 from userswap.swap.map import BOUND
 noise = lambda i: np.frombuffer(np.random.default_rng(i).bytes(1 << 20), np.int64)
-pool = fresh_pool("16MiB")
+pool = fresh_pool("16MiB", swap=place + ":72MiB")     # so small that every slot has its turn
 bound = os.environ["USERSWAP_MAP"] in BOUND
 array = pool.empty((24, 1 << 17), np.int64)
 def fill(first):
@@ -393,8 +397,9 @@ if second == 0:
     del array
     if pool.stats().swap_ids != 0 or pool.stats().map_bytes > kept.map_bytes: os._exit(6)
     other = pool.empty((8, 1 << 17), np.int64)                  # gets ids that its parent has too
-    for i in range(8): other[i] = noise(500 + i)
-    while pool.evict(): pass
+    for turn in range(6):
+        for i in range(8): other[i] = noise(500 + i)
+        while pool.evict(): pass
     os._exit(0 if all(np.array_equal(other[i], noise(500 + i)) for i in range(8)) else 7)
 assert wait(second) == 0
 assert right(100)
@@ -409,7 +414,8 @@ after = check_pool(pool)
 assert (after.slot_bytes, after.swap_ids) == (array.nbytes, 384)
 del array
 check_empty(pool)
-""")
+"""
+    )
 
 
 @pytest.mark.parametrize("design", ["on_demand", *sorted(BOUND)])
