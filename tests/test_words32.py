@@ -55,7 +55,7 @@ class Model(RuleBasedStateMachine):
 
     def entry(self, kind: int, value: int, holder: int | None = None) -> int:
         if kind == SAME:
-            return entry(SAME, 0 if self.design == "swap_table" else value & 0xFF)
+            return entry(SAME, 0 if self.design == "swap_table" or value % 3 == 0 else value & 0xFF)
         if kind == ZSWAP:
             return entry(ZSWAP, value)
         if self.design in BOUND:
@@ -486,17 +486,28 @@ def test_a_swap_file_ends_where_its_slots_do(design: str) -> None:
                 n += 1
         assert n == slots
         assert sorted(swap_map.lock(i) for i in range(n)) == [place(i) for i in range(n)]
-        # What was freed is found again, wherever it is.
         for i in range(n):
             swap_map.unlock(i, place(swap_map.id(i) - 1))
-        freed = {swap_map.id(i) for i in range(0, n, 3)}
-        for i in range(0, n, 3):
-            drop(swap_map, i)
-        for i in range(0, n, 3):
-            swap_map.alloc(i, place(0))
-        assert {swap_map.id(i) for i in range(0, n, 3)} == freed
-        with pytest.raises(MemoryError):
-            swap_map.alloc(n, place(0))
+        # What was freed is found again, wherever it is: also what is before the place of the last look.
+        for first in range(3):
+            freed = {swap_map.id(i) for i in range(first, n, 3)}
+            for i in range(first, n, 3):
+                drop(swap_map, i)
+            for i in range(first, n, 3):
+                swap_map.alloc(i, place(0))
+            assert {swap_map.id(i) for i in range(first, n, 3)} == freed
+            with pytest.raises(MemoryError):
+                swap_map.alloc(n, place(0))
+
+
+def test_an_unused_cluster_is_begun_before_holes_are_looked_for() -> None:
+    swap_map = Map32("slot", slots=1024)
+    swap_map.run("alloc", span(0, 1024), entry(ZSWAP, 1))
+    assert [swap_map.id(i) for i in (0, 1023)] == [1, 1024]
+    for holes in (span(5, 1), span(512, 256), span(256, 256)):
+        swap_map.run("put", holes)
+    swap_map.run("alloc", span(2000, 513), entry(ZSWAP, 1))
+    assert [swap_map.id(2000 + i) - 1 for i in (0, 255, 256, 511, 512)] == [512, 767, 256, 511, 5]
 
 
 def test_the_reverse_map_is_of_the_slots_in_use() -> None:
