@@ -502,6 +502,10 @@ def test_an_unused_cluster_is_begun_before_holes_are_looked_for() -> None:
         swap_map.run("put", holes)
     swap_map.run("alloc", span(2000, 513), entry(ZSWAP, 1))
     assert [swap_map.id(2000 + i) - 1 for i in (0, 255, 256, 511, 512)] == [512, 767, 256, 511, 5]
+    for hole in (900, 800):  # the second is before the place where the look for the first ended
+        drop(swap_map, hole)
+        swap_map.alloc(hole, entry(ZSWAP, 1))
+        assert swap_map.id(hole) == hole + 1
 
 
 def test_the_reverse_map_is_of_the_slots_in_use() -> None:
