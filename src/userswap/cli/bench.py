@@ -1,4 +1,4 @@
-"""`userswap bench`: measurements that anyone can repeat. So far: scan."""
+"""`userswap bench`: measurements that anyone can repeat: `scan`, and `dedupe`, which has a file of its own."""
 
 import json
 import sys
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from userswap.cli.bench_dedupe import prepare_dedupe
 from userswap.cli.main import Parser
 from userswap.errors import UsageError, UserswapError
 from userswap.sizes import format_size, parse_size
@@ -15,8 +16,15 @@ __all__ = ["prepare"]
 
 def prepare(arguments: list[str]) -> Callable[[], int]:
     """Return the measurement that `arguments` ask for. Raises UserswapError."""
+    if arguments[:1] == ["dedupe"]:
+        return prepare_dedupe(arguments[1:])
     parser = Parser(prog="userswap bench", description="Measure userswap on this machine.")
-    parser.add_argument("name", choices=["scan"], help="scan: get through 1 GiB of arrays in 512 MiB, in order")
+    parser.add_argument(
+        "name",
+        choices=["scan", "dedupe"],
+        help="scan: get through 1 GiB of arrays in 512 MiB, in order, with the options below; dedupe: what storing "
+        "identical folios once costs and saves (bench dedupe --help)",
+    )
     parser.add_argument("--size", default="1G", help="array memory (default %(default)s)")
     parser.add_argument("--ram", default="512M", help="budget of RAM (default %(default)s)")
     parser.add_argument("--swap", default=None, help="as for userswap run")
