@@ -17,7 +17,7 @@ cdef int frame_fill(char* at, const void* data, uint64_t length, bint protect) n
 # thread, page by page. It can't be done where a page is not the process's own (after a fork), or held by a device, or
 # where the program changed the mapping. Into place: what can't be moved is copied.
 cdef int frame_move_in(char* at, char* staged, uint64_t length) noexcept nogil
-# Out of place: all of it, or nothing. A page that the program threw away is missing at the target too.
+# Out of place: all of it, or nothing; nothing too where a page is missing, which the program threw away.
 cdef int frame_move_out(char* at, char* staged, uint64_t length) noexcept nogil
 cdef int frame_fill_zeros(char* at, uint64_t length) noexcept nogil
 # One page of zeros, if it is missing in a range that should be there: 1 it was, 0 it wasn't.

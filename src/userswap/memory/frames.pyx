@@ -51,7 +51,6 @@ cdef extern from "us.h" nogil:
         UFFD_FEATURE_SIGBUS
         UFFD_FEATURE_PAGEFAULT_FLAG_WP
         UFFD_FEATURE_MOVE
-        UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES
         UFFDIO_REGISTER_MODE_MISSING
         UFFDIO_REGISTER_MODE_WP
         UFFDIO_COPY_MODE_WP
@@ -155,46 +154,56 @@ cdef int frames_register_stage(char* start, uint64_t length) noexcept nogil:
     return 0 if ioctl(uffd, UFFDIO_REGISTER, &register) == 0 else -errno
 
 
-cdef int64_t move(char* to, char* source, uint64_t length) noexcept nogil:
-    """How many bytes of it could be moved, from the start on."""
+cdef int move(char* to, char* source, uint64_t length) noexcept nogil:
+    """0, or -errno, and then any of the pages may have been moved.
+
+    Any: Linux 6.18 forgets to forget an EAGAIN, so that pages that it moves after one are not counted. With
+    UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES it then goes round for ever at the next hole, so that mode is not used."""
     cdef uffdio_move move
-    cdef uint64_t done = 0
     cdef int tries = 0
-    while done < length:
-        move.dst = <uint64_t>to + done
-        move.src = <uint64_t>source + done
-        move.len = length - done
-        move.mode = UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES
+    move.dst = <uint64_t>to
+    move.src = <uint64_t>source
+    move.len = length
+    move.mode = 0
+    while True:
         move.move = 0
         if ioctl(uffd, UFFDIO_MOVE, &move) == 0:
-            return <int64_t>length
-        if move.move > 0:
-            done += <uint64_t>move.move
-        elif errno == EAGAIN and tries < MOVE_TRIES:
-            tries += 1
-            sched_yield()                       # the address space is changing, or the kernel is at such a page
-        else:
-            break
-    return <int64_t>done
+            return 0
+        if errno != EAGAIN or move.move > 0 or tries == MOVE_TRIES:
+            return -errno
+        tries += 1
+        sched_yield()                           # the address space is changing, or the kernel is at such a page
 
 
 cdef int frame_move_in(char* at, char* staged, uint64_t length) noexcept nogil:
-    cdef uint64_t done = <uint64_t>move(at, staged, length)
-    cdef int error
-    if done == length:
-        return 0
-    error = frame_fill(at + done, staged + done, length - done, False)
+    cdef uint64_t done = 0
+    cdef int error = move(at, staged, length)
     if error == 0:
-        madvise(staged + done, length - done, MADV_DONTNEED)
-    return error
+        return 0
+    while done < length:
+        error = move(at + done, staged + done, PAGE)
+        # ENOENT: not on the stage any more. EEXIST: in place. Neither can be but by a move that was not counted.
+        if error != 0 and error != -ENOENT and error != -EEXIST:
+            error = frame_fill(at + done, staged + done, PAGE, False)
+            if error:
+                return error
+        done += PAGE
+    madvise(staged, length, MADV_DONTNEED)      # what was copied
+    return 0
 
 
 cdef int frame_move_out(char* at, char* staged, uint64_t length) noexcept nogil:
-    cdef uint64_t done = <uint64_t>move(staged, at, length)
-    if done == length:
+    cdef uint64_t done = 0
+    cdef int error = move(staged, at, length)
+    if error == 0:
         return 0
-    if done and frame_move_in(at, staged, done) != 0:
-        madvise(staged, done, MADV_DONTNEED)    # the program has unmapped the place: it wants them no more
+    while done < length:
+        # What did not come, or is missing at home too, is not on the stage: ENOENT.
+        error = move(at + done, staged + done, PAGE)
+        if error != 0 and error != -ENOENT and error != -EEXIST:
+            frame_fill(at + done, staged + done, PAGE, False)       # fails if the program unmapped its place: then gone
+        done += PAGE
+    madvise(staged, length, MADV_DONTNEED)
     return -EBUSY
 
 
