@@ -17,7 +17,7 @@ from userswap.memory.faults cimport (
 from userswap.memory.frames cimport frames_forbid_move
 from userswap.memory.regions cimport BUCKETS, MemoryPool, Region, arena_open, pool_get, pool_new, region_at
 from userswap.memory.stage cimport STAGE_SLOTS, stage_keep
-from userswap.native.us cimport us_debug, us_read
+from userswap.native.us cimport us_debug, us_max, us_read
 from userswap.reclaim.reclaim cimport reclaim_used
 from userswap.swap.space cimport (
     SwapSpace, space_metadata, space_dedupe, space_new, space_pool_bytes, space_slot_bytes,
@@ -125,6 +125,9 @@ cdef class Core:
         """Figures of the pool now; names as in ``userswap.Stats``."""
         cdef MemoryPool* p = self.alive()
         cdef int64_t total = 0, seen = 0, p50 = -1, p99 = -1
+        cdef int64_t resident = us_read(&p.reclaim.resident)
+        cdef int64_t packed = space_pool_bytes(p.swap)
+        cdef int64_t metadata = space_metadata(p.swap) + us_read(&p.reclaim.overhead)
         cdef int i
         for i in range(BUCKETS):
             total += us_read(&p.fault_times[i])
@@ -134,12 +137,14 @@ cdef class Core:
                 p50 = bucket_ns(i)
             if p99 < 0 and total and seen * 100 >= total * 99:
                 p99 = bucket_ns(i)
+        # Charges look at the sum; in between the background thread may be half way through a swap-out.
+        us_max(&p.reclaim.peak, resident + packed + metadata)
         return {
             "budget_bytes": p.reclaim.limit,
             "peak_bytes": us_read(&p.reclaim.peak),
-            "resident_bytes": us_read(&p.reclaim.resident),
-            "pool_bytes": space_pool_bytes(p.swap),
-            "metadata_bytes": space_metadata(p.swap) + us_read(&p.reclaim.overhead),
+            "resident_bytes": resident,
+            "pool_bytes": packed,
+            "metadata_bytes": metadata,
             "virtual_bytes": us_read(&p.virtual_bytes),
             "peak_virtual_bytes": us_read(&p.peak_virtual),
             "swapped_bytes": us_read(&p.swapped_bytes),
