@@ -34,8 +34,8 @@ venv: $(BIN)/.built  ## build .venv/ with userswap and the tools in it
 demo: $(BIN)/.built  ## the main job on real data, in less memory than it needs
 	@$(BIN)/python examples/demo.py
 
-bench: $(BIN)/.built  ## how fast it is on this machine
-	@$(BIN)/userswap bench scan
+bench: $(BIN)/.built  ## how fast it is on this machine, beside the kernel's swap and others
+	@$(BIN)/userswap bench compare --quick
 
 test: $(BIN)/.built  ## run the tests
 	@$(BIN)/python -m pytest -q
