@@ -5,35 +5,22 @@ round begins with another one. Results are compared with those of ordinary memor
 run also says what the process takes before it has arrays, which is not counted.
 """
 
-import json
-import os
-import select
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from userswap.bench.cgroup import Cgroup, new_cgroup
-from userswap.bench.contenders import CONTENDERS, GUESS, Contender, plan
-from userswap.bench.kernelswap import Pool, Swap
+from userswap.bench.contenders import CONTENDERS
+from userswap.bench.runs import Expected, NotPossible, Runner, Seen, Stop, Stopped, alone
 from userswap.bench.workloads import WORKLOADS, Run, Spec
-from userswap.errors import BenchError
 from userswap.lab.machine import Machine, machine
 
 __all__ = ["Case", "NotRun", "Options", "Results", "Sample", "cases", "measure", "steps"]
 
-WITHIN = 0.03
-"""How far from T the memory of a run may be before its limit is corrected and it is repeated."""
-CORRECTIONS = 3
-LOOK_SECONDS = 0.02
-MOST_SECONDS = 600
-"""After that a run is given up."""
+LEAST_SWAPPED = 1 << 24
+"""Bytes; CPU time for less can't be told from none."""
 
 
 @dataclass(frozen=True)
@@ -74,19 +61,25 @@ class Sample(Case):
     round: int
     run: Run
     used: int
-    """Most bytes at once beside those that it had before there were arrays: in place, compressed, page cache."""
+    """Bytes, as `Seen.used`."""
     pool: int
     """What of it was compressed by the kernel."""
     limit: int
-    """Of the cgroup; 0: none."""
     corrections: int
-    """Runs before this one that had other memory than they should, and are not counted."""
+    killed: int
+
+    @classmethod
+    def of(cls, case: Case, contender: str, turn: int, seen: Seen) -> "Sample":
+        """Return what was seen of a contender in a round."""
+        return cls(
+            **asdict(case), contender=contender, round=turn, run=seen.run, used=seen.used, pool=seen.pool.used,
+            limit=seen.limit, corrections=seen.corrections, killed=seen.killed,
+        )  # fmt: skip
 
     @property
     def figure(self) -> float:
-        """GB/s, or µs an access."""
-        speed = self.run.amount / self.run.seconds
-        return speed / 1e9 if WORKLOADS[self.workload].unit == "GB/s" else 1e6 / speed
+        """What it did, in the workload's unit."""
+        return WORKLOADS[self.workload].figure(self.run.amount, self.run.seconds)
 
 
 @dataclass(frozen=True)
@@ -95,6 +88,8 @@ class NotRun(Case):
 
     contender: str
     why: str
+    missing: bool = True
+    """Whether it can't run here or can't do this; False: it was tried."""
 
 
 @dataclass
@@ -107,6 +102,8 @@ class Results:
     seconds: float = 0.0
     samples: list[Sample] = field(default_factory=list)
     not_run: list[NotRun] = field(default_factory=list)
+    stopped: bool = False
+    """By a signal, before everything was measured."""
 
     def of(self, case: Case, contender: str) -> list[Sample]:
         """Return a contender's runs."""
@@ -123,6 +120,15 @@ class Results:
         theirs, ours = self.seconds_of(case, contender), self.seconds_of(case, "userswap")
         return theirs / ours if theirs and ours else None
 
+    def cpu_by_gb(self, case: Case, contender: str) -> float | None:
+        """CPU seconds for each GB swapped in or out, beyond what the program itself takes; None: too little to tell."""
+        runs, plain = self.of(case, contender), self.of(case, "plain")
+        swapped = statistics.median(s.run.swapped_in + s.run.swapped_out for s in runs) if runs else 0
+        if not plain or swapped < LEAST_SWAPPED:
+            return None
+        own = statistics.median(s.run.cpu_seconds for s in plain)
+        return (statistics.median(s.run.cpu_seconds + s.run.kernel_seconds for s in runs) - own) / (swapped / 1e9)
+
     def why_not(self, case: Case, contender: str) -> str:
         """Say why a contender was not run."""
         key = asdict(case)
@@ -130,6 +136,14 @@ class Results:
             if row.contender == contender and {k: getattr(row, k) for k in key} == key:
                 return row.why
         return ""
+
+    def failed(self) -> list[tuple[Case, str]]:
+        """Return where userswap itself failed, and why: that is no circumstance, but an error."""
+        return [
+            (Case(row.workload, row.overcommit, row.data, row.threads), row.why)
+            for row in self.not_run
+            if (row.contender, row.missing) == ("userswap", False)
+        ]
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it, each sample included."""
@@ -156,188 +170,61 @@ def steps(options: Options) -> int:
     return len(cases(options)) * len(options.contenders) * options.rounds
 
 
-@dataclass
-class Expected:
-    """What the first run, in ordinary memory, says of all others of a case."""
-
-    result: Any
-    base: int
-
-
 def measure(options: Options, version: str, step: Callable[[str], None]) -> Results:
-    """Measure; `step` is told what comes next.
+    """Measure; `step` is told what comes next. A signal ends it early, with what there is.
 
     Raises:
         BenchError: a result was wrong.
     """
-    began = time.monotonic()
     results = Results(options, machine(version), time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    began = time.monotonic()
+    with Stop() as stop:
+        try:
+            with alone(stop):
+                began = time.monotonic()
+                measure_all(results, stop, step)
+        except Stopped:
+            results.stopped = True
+    results.seconds = time.monotonic() - began
+    return results
+
+
+def measure_all(results: Results, stop: Stop, step: Callable[[str], None]) -> None:
+    """Measure every case, round after round, every contender in each."""
+    options = results.options
     unable = {name: CONTENDERS[name].why_not() for name in options.contenders}
-    ratios: dict[str, float] = {}
+    runner = Runner(options.directory, stop)
     for case in cases(options):
-        workload = WORKLOADS[case.workload]
-        first = attempt(CONTENDERS["plain"], case, options, None, ratios)
+        spec = Spec(
+            "plain", case.workload, int(options.ram * case.overcommit), options.ram, case.data, case.threads,
+            str(options.directory),
+        )  # fmt: skip
+        first = runner.attempt(CONTENDERS["plain"], spec, None)
         expected = Expected(first.run.result, first.run.base)
         out: set[str] = set()
         for turn in range(options.rounds):
             for name in turned(options.contenders, turn):
                 step(f"{case}, round {turn + 1} of {options.rounds}: {name}")
+                stop.heed()
+                if name in out:
+                    continue
                 contender = CONTENDERS[name]
-                why = unable[name] or ("" if contender.memory in workload.runs_on else workload.why_not)
-                if contender.memory == "blosc2" and case.threads > 1:
-                    why = "an NDArray is for one thread"
-                if not why and name not in out:
+                why = unable[name] or contender.why_not_this(WORKLOADS[case.workload], case.threads)
+                missing = why is not None
+                if not missing:
                     try:
-                        sample = first if (name, turn) == ("plain", 0) else attempt(
-                            contender, case, options, expected, ratios
-                        )  # fmt: skip
+                        seen = first
+                        if (name, turn) != ("plain", 0):
+                            seen = runner.attempt(contender, replace(spec, memory=contender.memory), expected)
+                        results.samples.append(Sample.of(case, name, turn, seen))
                     except NotPossible as error:
                         why = str(error)
-                    else:
-                        results.samples.append(replace(sample, round=turn))
-                if why and name not in out:
+                if why is not None:
                     out.add(name)
-                    results.not_run.append(NotRun(**asdict(case), contender=name, why=why))
-    results.seconds = time.monotonic() - began
-    return results
+                    results.not_run.append(NotRun(**asdict(case), contender=name, why=why, missing=missing))
 
 
 def turned(names: Sequence[str], turn: int) -> list[str]:
     """Return names in the order of a round: each begins with another one."""
     by = turn % len(names)
     return [*names[by:], *names[:by]]
-
-
-class NotPossible(BenchError):  # noqa: N818 - reads as what it is
-    """A contender that can't do this; the others go on."""
-
-
-def attempt(
-    contender: Contender, case: Case, options: Options, expected: Expected | None, ratios: dict[str, float]
-) -> Sample:
-    """Run a contender once, with its limit corrected until it has the memory that it should have."""
-    needs = int(options.ram * case.overcommit)
-    directory = str(options.directory)
-    spec = Spec(contender.memory, case.workload, needs, options.ram, case.data, case.threads, directory)
-    key = f"{contender.name} {case.workload} {case.data}"
-    corrections = 0
-    while True:
-        ratio = ratios.get(key, ratios.get(contender.name, GUESS))
-        seen = once(contender, spec, options, expected, ratio)
-        run = seen.run
-        if expected is not None and run.result != expected.result:
-            raise BenchError(f"The result of {case} under {contender.name} is wrong: please report this.")
-        right = abs(seen.used - options.ram) <= WITHIN * options.ram
-        if not contender.pool or right or seen.pool.holds == 0 or seen.charged or corrections == CORRECTIONS:
-            break
-        better = seen.pool.used / seen.pool.holds
-        if abs(better - ratio) < WITHIN * ratio / 4:
-            break  # the limit is as good as it gets
-        ratios[key] = ratios[contender.name] = better
-        corrections += 1
-    return Sample(
-        **asdict(case),
-        contender=contender.name,
-        round=0,
-        run=run,
-        used=seen.used,
-        pool=seen.pool.used,
-        limit=seen.limit,
-        corrections=corrections,
-    )
-
-
-@dataclass
-class Seen:
-    """What was seen of a process from outside."""
-
-    run: Run
-    used: int
-    pool: Pool
-    limit: int
-    charged: bool
-
-
-def once(contender: Contender, spec: Spec, options: Options, expected: Expected | None, ratio: float) -> Seen:
-    """Run a process under a contender, and take everything down again."""
-    with ExitStack() as stack:
-        cgroup = None
-        try:
-            cgroup = stack.enter_context(new_cgroup())
-        except BenchError:
-            if contender.limited:
-                raise
-        charged = cgroup is not None and cgroup.charges_zswap and contender.kernel == "zswap"
-        divided = plan(contender, options.ram, spec.size, ratio, options.directory, charged=charged)
-        try:
-            swap = stack.enter_context(contender.swap(divided))
-        except BenchError as error:
-            raise NotPossible(str(error)) from None
-        limit = 0
-        if contender.limited:
-            assert cgroup is not None and expected is not None
-            limit = divided.limit + expected.base
-            cgroup.limit(limit)
-        spec = replace(spec, usage=str(cgroup.usage_file) if cgroup else "")
-        return observed(spec, cgroup, swap, limit, charged)
-
-
-def observed(spec: Spec, cgroup: Cgroup | None, swap: Swap, limit: int, charged: bool) -> Seen:
-    """Run a process and watch its memory. Raises NotPossible."""
-    command = [sys.executable, "-m", "userswap.bench.workloads", json.dumps(asdict(spec))]
-    if cgroup is not None:
-        # It joins before it is Python: what that maps and allocates is charged, too.
-        command = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(cgroup.procs), *command]
-    threads = {f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "OMP", "MKL", "NUMEXPR")}
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True,
-            env={**os.environ, **threads},
-        )  # fmt: skip
-        try:
-            most, pool = watch(process, cgroup, swap, charged)
-        finally:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-        if cgroup is not None:
-            most = max(most, cgroup.peak())
-        if process.returncode:
-            raise NotPossible(why_ended(process.returncode, cgroup, err))
-        out.seek(0)
-        run = Run(**json.load(out))
-    return Seen(run, most - run.base, pool, limit, charged)
-
-
-def why_ended(code: int, cgroup: Cgroup | None, err: IO[str]) -> str:
-    if cgroup is not None and cgroup.killed():
-        return "the kernel killed it: out of memory"
-    err.seek(0)
-    return f"it failed: {err.read().strip().rpartition(chr(10))[2] or f'exit code {code}'}"
-
-
-def watch(process: subprocess.Popen[bytes], cgroup: Cgroup | None, swap: Swap, charged: bool) -> tuple[int, Pool]:
-    """Wait for a process; return the most memory it had, and the pool at that moment. Raises NotPossible."""
-    most, at_most = 0, Pool(0, 0)
-    status = Path(f"/proc/{process.pid}/status")
-    began = time.monotonic()
-    ended = os.pidfd_open(process.pid)
-    try:
-        while not select.select([ended], [], [], LOOK_SECONDS)[0]:
-            pool = swap.pool()
-            used = (cgroup.usage() if cgroup is not None else resident(status)) + (0 if charged else pool.used)
-            if used > most:
-                most, at_most = used, pool
-            if time.monotonic() - began > MOST_SECONDS:
-                raise NotPossible(f"it was not done after {MOST_SECONDS} seconds")
-    finally:
-        os.close(ended)
-    return most, at_most
-
-
-def resident(status: Path) -> int:
-    """Bytes of anonymous memory of a process."""
-    for line in status.read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) << 10
-    return 0

@@ -7,6 +7,7 @@ seen to hold, and corrected until the total is right.
 """
 
 import importlib.util
+import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from userswap.bench import kernelswap
 from userswap.bench.cgroup import why_no_cgroup
 from userswap.bench.kernelswap import Swap
+from userswap.bench.workloads import Workload
 from userswap.lab.machine import kibibytes
 
 __all__ = ["CONTENDERS", "Contender", "Plan", "plan"]
@@ -63,13 +65,24 @@ class Contender:
 
     def why_not(self) -> str | None:
         """Say why it can't run here, None if it can."""
-        if self.memory == "blosc2" and importlib.util.find_spec("blosc2") is None:
+        if self.memory in ("blosc2", "packed") and importlib.util.find_spec("blosc2") is None:
             return "the blosc2 package is not installed"
         return why_no_cgroup() if self.limited else None
 
+    def why_not_this(self, workload: Workload, threads: int) -> str | None:
+        """Say why it can't run a workload, None if it can."""
+        if self.memory == "packed" and "packed" not in workload.runs_on:
+            return "it is the limit of a scan alone"
+        if self.memory in ("blosc2", "packed") and threads > 1:
+            return "an NDArray is for one thread" if self.memory == "blosc2" else "it is the limit of one core"
+        if self.memory not in workload.runs_on:
+            return workload.why_not
+        missing = [name for name in workload.needs if importlib.util.find_spec(name) is None]
+        return f"{missing[0]} is not installed: pip install 'userswap[bench]'" if missing else None
+
     def swap(self, plan: Plan) -> AbstractContextManager[Swap]:
         """Have the kernel's swap set up. Raises BenchError."""
-        file = plan.directory / "userswap-bench.swap"
+        file = plan.directory / f"userswap-bench-{os.getpid()}.swap"
         if self.kernel == "file":
             return kernelswap.swap_file(file, plan.file)
         if self.kernel == "zswap":
@@ -90,6 +103,7 @@ CONTENDERS = {
         Contender("swap file", "kernel swap on a file", kernel="file", limited=True),
         Contender("memmap", "numpy.memmap on a file", "memmap", limited=True),
         Contender("blosc2", "blosc2.NDArray: no limit, all of it compressed", "blosc2"),
+        Contender("decompress", "Blosc2 decompressing on one core, and nothing else: the limit", "packed"),
     )
 }
 
@@ -107,7 +121,7 @@ def plan(contender: Contender, total: int, needs: int, ratio: float, directory: 
     limit = int((total - needs * ratio) / (1 - ratio)) if ratio < 1 else 0
     if limit >= least:
         # The pool gets room to spare: how large it becomes is the limit's doing.
-        return Plan(limit, 2 * total, needs, file, directory)
+        return Plan(limit, 2 * total, 2 * needs, file, directory)
     # It does not fit compressed: the pool has an end, and the rest goes to the file.
     pool = total - least
     if contender.kernel == "zswap":

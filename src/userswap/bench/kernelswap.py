@@ -26,7 +26,12 @@ SWAP_FLAG_PREFER = 0x8000
 FIRST, SECOND = 0x7FFF, 0x7FFE
 """Priorities: before any swap that the machine has."""
 PAGE = 4096
+OFF_SECONDS = 120
 libc = ctypes.CDLL(None, use_errno=True)
+
+
+class StillOn(BenchError):  # noqa: N818 - reads as what it is
+    """Swap that could not be turned off."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +127,22 @@ def switched_on(path: Path, priority: int) -> Iterator[None]:
     try:
         yield
     finally:
-        # A signal interrupts it, and then swap is still on.
-        while libc.swapoff(bytes(path)) and ctypes.get_errno() == errno.EINTR:
-            pass
+        off(path)
+
+
+def off(path: Path) -> None:
+    """Stop swapping to a file or device. Raises BenchError."""
+    until = time.monotonic() + OFF_SECONDS
+    while libc.swapoff(bytes(path)):
+        error = ctypes.get_errno()
+        # Swap is the machine's: a process of somebody else in a limited cgroup may have memory in it that it has no
+        # room for now. And a signal interrupts us.
+        if error not in (errno.ENOMEM, errno.EINTR) or time.monotonic() > until:
+            raise StillOn(
+                f"Swap to {path} could not be turned off ({os.strerror(error)}), most often because another process, "
+                f"in a cgroup with a limit, has memory there: when it has ended, run swapoff {path} and remove that."
+            )
+        time.sleep(0.05)
 
 
 @contextmanager
@@ -139,8 +157,12 @@ def prepared_file(path: Path, size: int) -> Iterator[Path]:
             raise BenchError(f"no swap file can be made in {path.parent}: {error.strerror}") from None
         run("mkswap", str(path))
         yield path
-    finally:
+    except StillOn:
+        raise
+    except BaseException:
         path.unlink(missing_ok=True)
+        raise
+    path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The results of `userswap bench compare` as people read them: a table, what of the bars is met, CSV, a picture."""
 
+import csv
 import statistics
 from pathlib import Path
 
@@ -7,13 +8,17 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from userswap.bench.compare import Case, Results, Sample, cases
+from userswap.bench import bars
+from userswap.bench.compare import Case, Results, cases
+from userswap.bench.contenders import CONTENDERS
+from userswap.bench.runs import WITHIN
 from userswap.bench.workloads import WORKLOADS
 from userswap.sizes import format_size
 
 __all__ = ["print_results", "write_csv", "write_plot"]
 
 MIB = 1 << 20
+KERNEL = [name for name, contender in CONTENDERS.items() if contender.kernel]
 
 
 def print_results(results: Results, to: Console) -> None:
@@ -23,12 +28,65 @@ def print_results(results: Results, to: Console) -> None:
         f"{format_size(options.ram)} of RAM for arrays, {options.rounds} rounds; {machine.processor}, "
         f"{machine.processors} processors, Linux {machine.kernel}, load {machine.load_before:.1f} before."
     )
-    settings = dict.fromkeys((case.overcommit, case.data, case.threads) for case in cases(options))
-    for overcommit, data, threads in settings:
-        size = format_size(int(options.ram * overcommit))
-        title = f"{size} of arrays ({overcommit:g}x), {data} by Blosc2, {threads} thread{'s'[: threads > 1]}"
-        to.print(table(results, title, [Case(workload, overcommit, data, threads) for workload in options.workloads]))
+    for title, here in settings(results).items():
+        to.print(table(results, title, here))
+    for line in notes(results):
+        to.print(line)
+    verdicts = bars.verdicts(results)
+    if verdicts:
+        to.print(bars_table(verdicts))
+    if results.stopped:
+        to.print("[bold]Stopped by a signal:[/bold] what is above is what there was by then.")
     to.print(f"Every result was right. Measured in {results.seconds:.0f} seconds.")
+
+
+def settings(results: Results) -> dict[str, list[Case]]:
+    """Return what was measured under the same circumstances, by what these are."""
+    found: dict[str, list[Case]] = {}
+    for case in cases(results.options):
+        size = format_size(int(results.options.ram * case.overcommit))
+        threads = f"{case.threads} thread{'s'[: case.threads > 1]}"
+        found.setdefault(f"{size} of arrays ({case.overcommit:g}x), {case.data} by Blosc2, {threads}", []).append(case)
+    return found
+
+
+def notes(results: Results) -> list[str]:
+    """Say what the table has no room for."""
+    said = ["memory: most at once, in place, compressed and page cache together, without what the process had before."]
+    ram = results.options.ram
+    more = sorted({s.contender for s in results.samples if s.contender in KERNEL and s.used > ram * (1 + WITHIN)})
+    if more:
+        said.append(
+            f"{', '.join(more)}: could not be held to {format_size(ram)}, and had more where the table says so."
+        )
+    said += not_run(results)
+    killed = [f"{s.contender} {s.killed} in {s.workload}" for s in results.samples if s.killed]
+    if killed:
+        said.append(f"Killed by the kernel for want of memory, and run again: {', '.join(killed)}.")
+    return said
+
+
+def not_run(results: Results) -> list[str]:
+    """Say which contenders were not run where, and why."""
+    where: dict[tuple[str, str], list[str]] = {}
+    for row in results.not_run:
+        where.setdefault((row.why, row.contender), []).append(row.workload)
+    who: dict[tuple[str, str], list[str]] = {}
+    for (why, contender), workloads in where.items():
+        names = list(dict.fromkeys(workloads))
+        of = "all" if len(names) == len(results.options.workloads) else ", ".join(names)
+        who.setdefault((why, of), []).append(contender)
+    return [f"Not run: {', '.join(contenders)} ({of}): {why}." for (why, of), contenders in who.items()]
+
+
+def bars_table(verdicts: list[bars.Verdict]) -> Table:
+    """Return the table of what was aimed at."""
+    shown = Table(title="The bars", title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("", "bar", "measured", ""):
+        shown.add_column(heading, justify="left" if heading in ("", "bar") else "right")
+    for verdict in verdicts:
+        shown.add_row(verdict.what, verdict.bar, verdict.measured, "met" if verdict.met else "[bold]missed[/bold]")
+    return shown
 
 
 def table(results: Results, title: str, of: list[Case]) -> Table:
@@ -42,7 +100,7 @@ def table(results: Results, title: str, of: list[Case]) -> Table:
             runs = results.of(case, name)
             first = case.workload if i == 0 else ""
             if not runs:
-                shown.add_row(first, name, f"not run: {results.why_not(case, name)}", style="dim")
+                shown.add_row(first, name, "not run" if results.why_not(case, name) else "", style="dim")
                 continue
             figures = [run.figure for run in runs]
             times = results.times(case, name)
@@ -54,21 +112,16 @@ def table(results: Results, title: str, of: list[Case]) -> Table:
                 f"{digits(min(figures))}..{digits(max(figures))}",
                 "" if times is None or name == "userswap" else f"{digits(times)}x",
                 f"{statistics.median(run.used for run in runs) / MIB:.0f}",
-                cpu(results, case, runs),
+                cpu(results, case, name),
             )
         shown.add_section()
     return shown
 
 
-def cpu(results: Results, case: Case, runs: list[Sample]) -> str:
+def cpu(results: Results, case: Case, name: str) -> str:
     """Write CPU seconds for each GB swapped in or out, beyond what the program itself takes in RAM."""
-    plain = results.of(case, "plain")
-    swapped = statistics.median(run.run.swapped_in + run.run.swapped_out for run in runs)
-    if not plain or swapped < MIB:
-        return ""
-    own = statistics.median(run.run.cpu_seconds for run in plain)
-    spent = statistics.median(run.run.cpu_seconds + run.run.kernel_seconds for run in runs)
-    return f"{(spent - own) / (swapped / 1e9):.2f}"
+    spent = results.cpu_by_gb(case, name)
+    return "" if spent is None else f"{spent:.2f}"
 
 
 def digits(figure: float) -> str:
@@ -77,8 +130,51 @@ def digits(figure: float) -> str:
 
 
 def write_csv(results: Results, path: Path) -> None:
-    """Write one line for each run, and one for each contender that did not."""
+    """Write one line for each run, and one for each contender that did not run."""
+    columns = ("workload", "overcommit", "data", "threads", "contender", "round", "figure", "unit", "seconds",
+               "cpu_seconds", "kernel_seconds", "swapped_in", "swapped_out", "used_bytes", "pool_bytes", "limit_bytes",
+               "corrections", "killed", "not_run")  # fmt: skip
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        for s in results.samples:
+            run, unit = s.run, WORKLOADS[s.workload].unit
+            writer.writerow([
+                s.workload, s.overcommit, s.data, s.threads, s.contender, s.round, s.figure, unit, run.seconds,
+                run.cpu_seconds, run.kernel_seconds, run.swapped_in, run.swapped_out, s.used, s.pool, s.limit,
+                s.corrections, s.killed, "",
+            ])  # fmt: skip
+        for n in results.not_run:
+            row = [n.workload, n.overcommit, n.data, n.threads, n.contender]
+            writer.writerow([*row, *[""] * (len(columns) - len(row) - 1), n.why])
 
 
 def write_plot(results: Results, path: Path) -> None:
-    """Draw it."""
+    """Draw how long each contender takes, userswap being 1, a panel for each setting; needs matplotlib."""
+    from matplotlib.figure import Figure
+
+    of = settings(results)
+    names = results.options.contenders
+    figure = Figure(figsize=(14, 1 + 4 * len(of)), layout="constrained")
+    panels = figure.subplots(len(of), 1, squeeze=False)[:, 0]
+    width = 0.8 / len(names)
+    for panel, (title, here) in zip(panels, of.items(), strict=True):
+        for i, name in enumerate(names):
+            at, tops, spread = [], [], []
+            for x, case in enumerate(here):
+                runs, reference = results.of(case, name), results.seconds_of(case, "userswap")
+                if runs and reference:
+                    taken = [run.run.seconds / reference for run in runs]
+                    at.append(x - 0.4 + (i + 0.5) * width)
+                    tops.append(statistics.median(taken))
+                    spread.append((tops[-1] - min(taken), max(taken) - tops[-1]))
+            if at:
+                bars = list(zip(*spread, strict=True))
+                panel.bar(at, tops, width, yerr=bars, label=name, color=f"C{i}", error_kw={"lw": 0.6})
+        panel.axhline(1, color="black", lw=0.6)
+        panel.set_yscale("log")
+        panel.set_ylabel("time, userswap = 1 (log)")
+        panel.set_title(title)
+        panel.set_xticks(range(len(here)), [case.workload for case in here])
+    panels[0].legend(ncols=5, fontsize="small")
+    figure.savefig(path)

@@ -22,8 +22,9 @@ import numpy.typing as npt
 
 from userswap.bench import kernelswap
 from userswap.bench.data import STEP, Filler, digest
+from userswap.lab import machine
 
-__all__ = ["WORKLOADS", "Run", "Spec", "Workload", "run"]
+__all__ = ["WORKLOADS", "Run", "Spec", "Workload", "anonymous", "run"]
 
 Array = npt.NDArray[np.float64]
 BATCH = 4096
@@ -32,6 +33,8 @@ RECORD = 128
 """Values in a record of the Zipf workload: 1 KiB."""
 THETA = 0.99
 FOLIO = 1 << 16
+PACK = 1 << 17
+"""Values that `Packed` compresses together: 1 MiB, the fastest of several."""
 CHUNK = 1 << 16
 """Values that an NDArray compresses together, in 16 blocks: 512 KiB."""
 
@@ -99,6 +102,8 @@ class Memory:
             shape = {"chunks": (CHUNK,), "blocks": (CHUNK // 16,)}
             stored: Array = blosc2.empty((values,), np.float64, **shape, cparams=compression())
             return stored
+        if self.spec.memory == "packed":
+            return Packed(values)  # type: ignore[return-value]
         return np.empty(values)
 
     def swapped(self) -> tuple[int, int]:
@@ -108,6 +113,42 @@ class Memory:
             return stats.swap_ins * FOLIO, stats.swap_outs * FOLIO
         counted = kernelswap.counters()
         return counted["pages_in"] * kernelswap.PAGE, counted["pages_out"] * kernelswap.PAGE
+
+
+class Packed:
+    """An array that is there only compressed, to see how fast Blosc2 decompresses. Written and read in whole chunks."""
+
+    def __init__(self, values: int) -> None:
+        self.values = values
+        self.chunks: dict[int, bytes] = {}
+        self.plain = np.empty(PACK)
+
+    def __len__(self) -> int:
+        return self.values
+
+    def __setitem__(self, where: slice, values: Array) -> None:
+        import blosc2
+
+        for i in range(where.start, where.stop, PACK):
+            some = values[i - where.start : i - where.start + PACK]
+            self.chunks[i] = blosc2.compress2(some, **compression(), typesize=8, blocksize=1 << 16)
+
+    def __getitem__(self, where: slice) -> Array:
+        stop = min(where.stop, self.values)
+        return np.concatenate([self.one(i).copy() for i in range(where.start, stop, PACK)])
+
+    def one(self, i: int) -> Array:
+        """Decompress the chunk that begins with the i-th value; the array that is returned is always the same."""
+        import blosc2
+
+        plain = self.plain[: min(PACK, self.values - i)]
+        blosc2.decompress2(self.chunks[i], dst=plain, nthreads=1)
+        return plain
+
+    def decompress(self) -> None:
+        """Decompress everything, in order."""
+        for i in self.chunks:
+            self.one(i)
 
 
 def compression() -> dict[str, Any]:
@@ -122,17 +163,28 @@ class Workload(NamedTuple):
 
     text: str
     unit: str
-    """What a figure of it is: GB/s, or µs an access."""
+    """What a figure of it is: GB/s, MB/s, or µs an access."""
     prepare: Callable[[Memory], Any]
     work: Callable[[Memory, Any], float]
     """Returns how much was done: bytes or accesses."""
     result: Callable[[Any], Any]
     runs_on: tuple[str, ...]
     why_not: str = ""
-    """Why it does not run on the others."""
+    """Why it does not run on memmap and blosc2, if it does not."""
+
+    needs: tuple[str, ...] = ()
+    """Packages beyond those that userswap needs."""
+
+    def figure(self, amount: float, seconds: float) -> float:
+        """Return what was done in so many seconds, in its unit."""
+        return seconds / amount * 1e6 if self.unit == "µs" else amount / seconds / {"GB/s": 1e9, "MB/s": 1e6}[self.unit]
 
 
-EVERYWHERE = ("plain", "userswap", "memmap", "blosc2")
+IN_RAM = ("plain", "userswap")
+MAPPED = (*IN_RAM, "memmap")
+EVERYWHERE = (*MAPPED, "blosc2")
+PACKED = (*EVERYWHERE, "packed")
+NOT_STORED = "it works on arrays in memory, not on stored ones"
 
 
 # ---- parts ----
@@ -204,6 +256,10 @@ PASSES = 3
 
 def scan_work(memory: Memory, state: dict[str, Any]) -> float:
     array = state["array"]
+    if isinstance(array, Packed):
+        for _ in range(PASSES):
+            array.decompress()
+        return len(array) * 8.0 * PASSES
     sums = [
         sum(in_threads(memory, lambda n: sum(float(array[i : i + STEP].sum()) for i in part(memory, len(array), n))))
         for _ in range(PASSES)
@@ -279,12 +335,199 @@ def write_work(memory: Memory, state: dict[str, Any]) -> float:
     return float(sum(len(batch) for batch in places for batch in batch))
 
 
+# ---- sort ----
+
+
+def sort_work(memory: Memory, state: dict[str, Any]) -> float:
+    array = state["array"]
+
+    def one(n: int) -> None:
+        pieces = part(memory, len(array), n)
+        array[pieces.start : pieces.stop].sort()
+
+    in_threads(memory, one)
+    return len(array) * 8.0
+
+
+# ---- blocked matrix product: a panel of rows times a large square matrix, in tiles that lie together ----
+
+TILE = 256
+PANELS = 4
+
+
+def product_prepare(memory: Memory) -> dict[str, Any]:
+    # tiles * tiles of the square, PANELS * tiles of each panel
+    number = memory.spec.size // (TILE * TILE * 8)
+    tiles = max(int((PANELS * PANELS + number) ** 0.5) - PANELS, memory.spec.threads)
+    shapes = {"square": (tiles, tiles), "panel": (PANELS, tiles), "product": (PANELS, tiles)}
+    state = {}
+    filler = Filler(memory.spec.data)
+    for turn, (name, shape) in enumerate(shapes.items()):
+        array = memory.empty(shape[0] * shape[1] * TILE * TILE)
+        if name != "product":
+            filler.fill(array, turn)
+        state[name] = array.reshape(*shape, TILE, TILE)
+    return state
+
+
+def product_work(memory: Memory, state: dict[str, Any]) -> float:
+    square, panel, product = state["square"], state["panel"], state["product"]
+    tiles = len(square)
+
+    def one(n: int) -> None:
+        found, partial = np.empty((TILE, TILE)), np.empty((TILE, TILE))
+        for i in range(PANELS):
+            for j in part(memory, tiles, n, 1):
+                found[:] = 0
+                for k in range(tiles):
+                    # The square is stored by columns of tiles, in the order in which they are needed.
+                    np.matmul(panel[i, k], square[j, k], out=partial)
+                    np.add(found, partial, out=found)
+                product[i, j] = found
+
+    in_threads(memory, one)
+    return float(PANELS * square.nbytes)
+
+
+# ---- k-means ----
+
+DIMENSIONS = 16
+CENTERS = 8
+ITERATIONS = 3
+ROWS = 1 << 13
+
+
+def kmeans_prepare(memory: Memory) -> dict[str, Any]:
+    array = memory.empty(memory.spec.size // 8 // DIMENSIONS * DIMENSIONS)
+    Filler(memory.spec.data).fill(array)
+    return {"points": array.reshape(-1, DIMENSIONS)}
+
+
+def kmeans_work(memory: Memory, state: dict[str, Any]) -> float:
+    points = state["points"]
+    centers = np.array(points[:: len(points) // CENTERS][:CENTERS])
+    for _ in range(ITERATIONS):
+
+        def one(n: int, centers: Array = centers) -> tuple[Array, Array]:
+            total, number = np.zeros((CENTERS, DIMENSIONS)), np.zeros(CENTERS)
+            for i in part(memory, len(points), n, ROWS):
+                some = points[i : i + ROWS]
+                nearest = ((centers**2).sum(axis=1) - 2 * (some @ centers.T)).argmin(axis=1)
+                belongs = (nearest[:, None] == np.arange(CENTERS)).astype(np.float64)
+                total += belongs.T @ some
+                number += belongs.sum(axis=0)
+            return total, number
+
+        found = in_threads(memory, one)
+        total, number = (sum(parts[i] for parts in found) for i in (0, 1))
+        centers = total / np.maximum(number, 1)[:, None]
+    state["centers"] = centers
+    return float(ITERATIONS * points.nbytes)
+
+
+# ---- pandas groupby ----
+
+GROUPS = 1000
+COLUMNS = 3
+# Bytes for each row: keys, columns, and what pandas makes of them on the way.
+BYTES_A_ROW = 8 * (1 + COLUMNS) + 16
+
+
+def groupby_prepare(memory: Memory) -> dict[str, Any]:
+    rows = memory.spec.size // BYTES_A_ROW
+    keys = memory.empty(rows).view(np.int64)
+    generator = np.random.default_rng(3)
+    for i in range(0, rows, ROWS):
+        keys[i : i + ROWS] = generator.integers(0, GROUPS, min(ROWS, rows - i))
+    columns = [memory.empty(rows) for _ in range(COLUMNS)]
+    filler = Filler(memory.spec.data)
+    for turn, column in enumerate(columns):
+        filler.fill(column, turn * -(-rows // STEP))
+    return {"keys": keys, "columns": columns}
+
+
+def groupby_work(memory: Memory, state: dict[str, Any]) -> float:
+    import pandas as pd
+
+    keys, columns = state["keys"], state["columns"]
+
+    def one(n: int) -> Array:
+        rows = part(memory, len(keys), n)
+        here = slice(rows.start, rows.stop)
+        frame = pd.DataFrame(
+            {"key": keys[here], **{f"c{i}": column[here] for i, column in enumerate(columns)}}, copy=False
+        )
+        found: Array = frame.groupby("key").agg(["mean", "max"]).to_numpy()
+        return found
+
+    state["found"] = in_threads(memory, one)
+    return float(len(keys) * 8 * (1 + COLUMNS))
+
+
+# ---- suffixes of a text: all sorted by their first letters, then ranks of a bucket of them ----
+
+LETTERS = 7
+LETTER_BITS = 5
+PLACE_BITS = 28
+BUCKETS = 256
+"""Of one in so many suffixes the rank is written: suffix sorters go on bucket by bucket."""
+SUFFIX_BYTES = 1 + 8 + 4
+"""For each letter: itself, its suffix's key and place, its rank."""
+
+
+def suffix_prepare(memory: Memory) -> dict[str, Any]:
+    length = min(memory.spec.size // SUFFIX_BYTES, 1 << PLACE_BITS)
+    text = memory.empty(-(-length // 8)).view(np.uint8)[:length]
+    ranks = memory.empty(-(-length // 2)).view(np.int32)[:length]
+    # Words from a vocabulary, some far more often, with a space (0) between.
+    generator = np.random.default_rng(5)
+    words = [generator.integers(1, 27, n, dtype=np.uint8) for n in generator.integers(2, 10, 5000)]
+    words = [np.append(word, np.uint8(0)) for word in words]
+    written = 0
+    while written < length:
+        drawn = np.minimum(generator.zipf(1.3, ROWS), len(words)) - 1
+        some = np.concatenate([words[i] for i in drawn])[: length - written]
+        text[written : written + len(some)] = some
+        written += len(some)
+    return {"text": text, "ranks": ranks, "keys": memory.empty(length).view(np.int64)}
+
+
+def suffix_work(memory: Memory, state: dict[str, Any]) -> float:
+    text, keys, ranks = state["text"], state["keys"], state["ranks"]
+
+    def one(n: int) -> None:
+        """Each thread has a text of its own."""
+        places = part(memory, len(text), n)
+        mine, mine_keys, mine_ranks = (array[places.start : places.stop] for array in (text, keys, ranks))
+        last = len(mine) - LETTERS + 1  # the last suffixes are too short: they come first
+        mine_keys[last:] = np.arange(last, len(mine))
+        mine_ranks[:] = 0
+        for i in range(0, last, CHUNK):
+            end = min(i + CHUNK, last)
+            key = np.zeros(end - i, np.int64)
+            for letter in range(LETTERS):
+                key = key << LETTER_BITS | mine[i + letter : end + letter]
+            mine_keys[i:end] = key << PLACE_BITS | np.arange(i, end)
+        mine_keys.sort()
+        first = len(mine_keys) // 2
+        bucket = mine_keys[first : first + len(mine_keys) // BUCKETS]
+        for i in range(0, len(bucket), BATCH):
+            some = bucket[i : i + BATCH]
+            mine_ranks[some & ((1 << PLACE_BITS) - 1)] = np.arange(first + i, first + i + len(some))
+
+    in_threads(memory, one)
+    return float(len(text))
+
+
 # ---- what came out ----
 
 
 def sums(state: dict[str, Any]) -> Any:
     """Sums of what was read, and a digest: reading must not have changed anything."""
-    return [state["sums"], digest(state["array"])]
+    array = state["array"]
+    if isinstance(array, Packed):
+        state["sums"] = [sum(float(array[i : i + STEP].sum()) for i in range(0, len(array), STEP))] * PASSES
+    return [state["sums"], digest(array)]
 
 
 def content(state: dict[str, Any]) -> Any:
@@ -292,13 +535,62 @@ def content(state: dict[str, Any]) -> Any:
     return digest(state["array"])
 
 
+def suffixes(state: dict[str, Any]) -> Any:
+    """A digest of ranks and keys."""
+    return [digest(whole_words(state["ranks"])), digest(state["keys"])]
+
+
+def whole_words(array: Any) -> Any:
+    """Return an array of smaller values, without the last ones, as float64 of the same bytes."""
+    values = 8 // array.itemsize
+    return array[: len(array) // values * values].view(np.float64)
+
+
 WORKLOADS: dict[str, Workload] = {
     "fill": Workload("write an array for the first time", "GB/s", fill_prepare, fill_work, content, EVERYWHERE),
-    "scan": Workload("read everything in order, three times", "GB/s", array_prepare, scan_work, sums, EVERYWHERE),
+    "scan": Workload("read everything in order, three times", "GB/s", array_prepare, scan_work, sums, PACKED),
     "random read": Workload("read single values anywhere", "µs", random_prepare, read_work, sums, EVERYWHERE),
     "random write": Workload("write single values anywhere", "µs", random_prepare, write_work, content, EVERYWHERE),
     "zipf read": Workload("read values, some far more often", "µs", zipf_prepare, read_work, sums, EVERYWHERE),
     "update": Workload("add one to everything, in place", "GB/s", array_prepare, update_work, content, EVERYWHERE),
+    "sort": Workload("sort in place", "GB/s", array_prepare, sort_work, content, MAPPED, NOT_STORED),
+    "product": Workload(
+        "multiply matrices in blocks",
+        "GB/s",
+        product_prepare,
+        product_work,
+        lambda state: [digest(state["product"].reshape(-1)), digest(state["square"].reshape(-1))],
+        MAPPED,
+        NOT_STORED,
+    ),
+    "k-means": Workload(
+        "three rounds of k-means",
+        "GB/s",
+        kmeans_prepare,
+        kmeans_work,
+        lambda state: [state["centers"].tolist(), digest(state["points"].reshape(-1))],
+        MAPPED,
+        NOT_STORED,
+    ),
+    "groupby": Workload(
+        "mean and most of columns by a key, with pandas",
+        "GB/s",
+        groupby_prepare,
+        groupby_work,
+        lambda state: [[found.tolist() for found in state["found"]], *map(digest, state["columns"])],
+        IN_RAM,
+        "pandas makes its own arrays, in RAM",
+        ("pandas",),
+    ),
+    "suffix ranks": Workload(
+        "sort all suffixes of a text by their first letters, and write ranks",
+        "MB/s",
+        suffix_prepare,
+        suffix_work,
+        suffixes,
+        MAPPED,
+        NOT_STORED,
+    ),
 }
 
 
@@ -307,10 +599,15 @@ WORKLOADS: dict[str, Workload] = {
 
 def in_use(spec: Spec) -> int:
     """Bytes that the process, or its cgroup, uses now."""
-    if spec.usage:
-        return int(Path(spec.usage).read_text())
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["RssAnon"].split()[0]) << 10
+    return int(Path(spec.usage).read_text()) if spec.usage else anonymous(os.getpid())
+
+
+def anonymous(pid: int) -> int:
+    """Bytes of anonymous memory that a process has in place; 0 once it has ended."""
+    try:
+        return int((machine.field(f"/proc/{pid}/status", "RssAnon") or "0 kB").split()[0]) << 10
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 @contextmanager

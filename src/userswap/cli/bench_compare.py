@@ -2,11 +2,11 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
-from userswap.cli.experiment import Action, Bar, plainly, writable, writable_plot, write
+from userswap.cli.experiment import Action, Bar, complain, plainly, writable, writable_plot, write
 from userswap.cli.main import Parser, version
 from userswap.errors import BadSize, SwapPathError, UsageError
 from userswap.sizes import format_size, parse_size
@@ -86,12 +86,13 @@ def prepare_compare(arguments: list[str]) -> Action:
         write(files["json"], lambda path: path.write_text(json.dumps(results.as_json(), indent=1) + "\n"))
         write(files["csv"], lambda path: report.write_csv(results, path))
         write(plot, lambda path: report.write_plot(results, path))
-        return 0
+        failed = [f"userswap did not get through {case}: {why}." for case, why in results.failed()]
+        return 130 if results.stopped else complain(failed)
 
     return plainly(action)
 
 
-def chosen(option: str, text: str | None, there: Sequence[str] | dict[str, object]) -> list[str]:
+def chosen(option: str, text: str | None, there: Collection[str]) -> list[str]:
     """Return the names that an option gives of those that are there, all for None. Raises UsageError."""
     if text is None:
         return list(there)

@@ -1,0 +1,257 @@
+"""Running a program under a contender: a process in a cgroup of its own, with the memory that it should have, watched.
+
+Everything that is set up for a run is taken down after it. Signals are heeded only where that can be done.
+"""
+
+import fcntl
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from userswap.bench.cgroup import Cgroup, new_cgroup
+from userswap.bench.contenders import GUESS, Contender, plan
+from userswap.bench.kernelswap import Pool, Swap
+from userswap.bench.workloads import Run, Spec, anonymous
+from userswap.errors import BenchError, UserswapError
+
+__all__ = ["WITHIN", "Expected", "NotPossible", "Runner", "Seen", "Stop", "Stopped", "alone"]
+
+WITHIN = 0.03
+"""How far from T the memory of a run may be before its limit is corrected and it is repeated."""
+CORRECTIONS = 3
+LOOK_SECONDS = 0.02
+MOST_SECONDS = 180
+"""After that a run is given up."""
+MOST_KILLED = 3
+"""Times that the kernel may kill a contender for want of memory before it is given up."""
+LOCK = Path("/run/userswap-bench.lock")
+
+
+class Stopped(UserswapError):  # noqa: N818 - reads as what it is
+    """A signal asked for the end."""
+
+
+class Stop:
+    """Ctrl-C and its like, for the time of a `with` block: noted, and heeded where everything can be taken down."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> "Stop":
+        if threading.current_thread() is threading.main_thread():
+            signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            self.before = {number: signal.signal(number, self.note) for number in signals}
+        else:
+            self.before = {}
+        return self
+
+    def __exit__(self, *ignored: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def note(self, *ignored: object) -> None:
+        """Remember that a signal came."""
+        self.asked = True
+
+    def heed(self) -> None:
+        """Raise Stopped if a signal came."""
+        if self.asked:
+            raise Stopped("Stopped.")
+
+
+@contextmanager
+def alone(stop: Stop) -> Iterator[None]:
+    """Wait until no other comparison uses the kernel's swap. Only root does, so only root waits."""
+    if os.geteuid() != 0:
+        yield
+        return
+    with LOCK.open("ab") as file:
+        waiting = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not waiting:
+                    print("Waiting for another userswap bench to end.", file=sys.stderr)
+                    waiting = True
+                stop.heed()
+                time.sleep(0.2)
+        yield
+
+
+class NotPossible(BenchError):  # noqa: N818 - reads as what it is
+    """A contender that can't do this; the others go on."""
+
+
+class Killed(NotPossible):
+    """The kernel killed a process because its cgroup was out of memory."""
+
+
+@dataclass
+class Expected:
+    """What the first run, in ordinary memory, says of all others of a case."""
+
+    result: Any
+    base: int
+    """Bytes that the process has before there are arrays."""
+
+
+@dataclass
+class Seen:
+    """What was seen of a process."""
+
+    run: Run
+    used: int
+    """Most bytes at once beside those that it had before there were arrays: in place, compressed, page cache."""
+    pool: Pool
+    """The kernel's compressed pool at that moment."""
+    limit: int
+    """Of the cgroup; 0: none."""
+    corrections: int = 0
+    """Runs before this one that had other memory than they should, and are not counted."""
+    killed: int = 0
+    """Runs before this one that the kernel killed for want of memory."""
+
+
+@dataclass
+class Runner:
+    """Runs programs under contenders, and learns how far the kernel compresses them."""
+
+    directory: Path
+    """Where swap files are made."""
+    stop: Stop
+    ratios: dict[str, float] = field(default_factory=dict)
+    """Compressed by plain bytes, by contender and workload, and by contender alone."""
+
+    def attempt(self, contender: Contender, spec: Spec, expected: Expected | None) -> Seen:
+        """Run a program once, with its limit corrected until it has the memory that it should have.
+
+        Raises:
+            NotPossible: it can't be done.
+            BenchError: the result was wrong.
+            Stopped: a signal came.
+        """
+        like = f"{contender.name} {spec.data}"
+        key = f"{like} {spec.workload}"
+        corrections = killed = 0
+        while True:
+            ratio = self.ratios.get(key, self.ratios.get(like, GUESS))
+            try:
+                seen = self.once(contender, spec, expected, ratio)
+            except Killed as error:
+                # Under the kernel's swap that is so at times: counted and shown, not passed over.
+                killed += 1
+                if killed == MOST_KILLED or not contender.kernel:
+                    raise NotPossible(f"{error}{f', {killed} times' if killed > 1 else ''}") from None
+                continue
+            seen.corrections, seen.killed = corrections, killed
+            if expected is not None and seen.run.result != expected.result:
+                raise BenchError(f"The result of {spec.workload} under {contender.name} is wrong: please report this.")
+            right = abs(seen.used - spec.ram) <= WITHIN * spec.ram
+            if not contender.pool or right or seen.pool.holds == 0 or corrections == CORRECTIONS:
+                return seen
+            better = seen.pool.used / seen.pool.holds
+            if abs(better - ratio) < WITHIN * ratio / 4:
+                return seen  # the limit is as good as it gets
+            self.ratios[key] = self.ratios[like] = better
+            corrections += 1
+
+    def once(self, contender: Contender, spec: Spec, expected: Expected | None, ratio: float) -> Seen:
+        """Set everything up, run a process, and take everything down again."""
+        with ExitStack() as stack:
+            cgroup = None
+            try:
+                cgroup = stack.enter_context(new_cgroup())
+            except BenchError as error:
+                if contender.limited:
+                    raise NotPossible(str(error)) from None
+            charged = cgroup is not None and cgroup.charges_zswap and contender.kernel == "zswap"
+            divided = plan(contender, spec.ram, spec.size, ratio, self.directory, charged=charged)
+            try:
+                swap = stack.enter_context(contender.swap(divided))
+            except BenchError as error:
+                raise NotPossible(str(error)) from None
+            limit = 0
+            if contender.limited:
+                assert cgroup is not None and expected is not None
+                limit = divided.limit + expected.base
+                cgroup.limit(limit)
+            spec = replace(spec, usage=str(cgroup.usage_file) if cgroup else "")
+            watched = Watched(cgroup, swap, pool_is_charged=charged)
+            run = self.process(spec, watched)
+            return Seen(run, watched.most - run.base, watched.pool, limit)
+
+    def process(self, spec: Spec, watched: "Watched") -> Run:
+        """Run a process to its end."""
+        command = [sys.executable, "-m", "userswap.bench.workloads", json.dumps(asdict(spec))]
+        cgroup = watched.cgroup
+        if cgroup is not None:
+            # It joins before it is Python: what that maps and allocates is charged, too.
+            command = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(cgroup.procs), *command]
+        threads = {f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "OMP", "MKL", "NUMEXPR")}
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True,
+                env={**os.environ, **threads},
+            )  # fmt: skip
+            try:
+                self.wait(process, watched)
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                process.wait()
+            if process.returncode:
+                if cgroup is not None and cgroup.killed():
+                    raise Killed("the kernel killed it, out of memory")
+                err.seek(0)
+                said = err.read().strip().rpartition("\n")[2] or f"exit code {process.returncode}"
+                raise NotPossible(f"it failed: {said}")
+            if cgroup is not None:
+                watched.most = max(watched.most, cgroup.peak())
+            out.seek(0)
+            return Run(**json.load(out))
+
+    def wait(self, process: subprocess.Popen[bytes], watched: "Watched") -> None:
+        """Wait for a process, and look at its memory meanwhile."""
+        began = time.monotonic()
+        ended = os.pidfd_open(process.pid)
+        try:
+            while not select.select([ended], [], [], LOOK_SECONDS)[0]:
+                watched.look(process.pid)
+                self.stop.heed()
+                if time.monotonic() - began > MOST_SECONDS:
+                    raise NotPossible(f"it was not done after {MOST_SECONDS} seconds")
+        finally:
+            os.close(ended)
+
+
+@dataclass
+class Watched:
+    """The memory of a process: what its cgroup uses, or else it itself, and what the kernel has compressed."""
+
+    cgroup: Cgroup | None
+    swap: Swap
+    pool_is_charged: bool
+    """Whether what the cgroup uses has the pool in it."""
+    most: int = 0
+    pool: Pool = field(default_factory=lambda: Pool(0, 0))
+
+    def look(self, pid: int) -> None:
+        """Note what is in use, if it is more than before."""
+        pool = self.swap.pool()
+        used = self.cgroup.usage() if self.cgroup is not None else anonymous(pid)
+        used += 0 if self.pool_is_charged else pool.used
+        if used > self.most:
+            self.most, self.pool = used, pool
