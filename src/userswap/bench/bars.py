@@ -26,6 +26,8 @@ OF_LIMIT = 0.8
 TWO_THREADS = 1.6
 FITS = 1.02
 TAIL = 4.0
+SWAPPING = ("scan", "random read", "random write", "zipf read", "update")
+"""Workloads that do little but swap, so that the CPU time of swapping can be told from their own."""
 KERNEL = [name for name, contender in CONTENDERS.items() if contender.kernel]
 
 
@@ -104,5 +106,6 @@ def processor(results: Results) -> Iterator[Verdict]:
     for case in cases(results.options):
         ours = results.cpu_by_gb(case, "userswap")
         theirs = [spent for name in KERNEL if (spent := results.cpu_by_gb(case, name)) is not None]
-        if (case.overcommit, case.data, case.threads) == (OVERCOMMIT, DATA, 1) and ours is not None and theirs:
+        here = (case.overcommit, case.data, case.threads) == (OVERCOMMIT, DATA, 1) and case.workload in SWAPPING
+        if here and ours is not None and theirs:
             yield Verdict(f"{case.workload}, CPU s by GB", f"<= {min(theirs):.2f}", f"{ours:.2f}", ours <= min(theirs))

@@ -20,7 +20,7 @@ from userswap.lab.machine import kibibytes
 
 __all__ = ["CONTENDERS", "Contender", "Plan", "plan"]
 
-IN_PLACE = 4
+IN_PLACE = 2
 """One in so many bytes of T stays in place where everything together does not fit compressed."""
 GUESS = 0.6
 """Compressed by plain bytes, before anything was seen."""

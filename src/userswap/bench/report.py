@@ -8,14 +8,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from userswap.bench import bars
+from userswap.bench import bars, faults
 from userswap.bench.compare import Case, Results, cases
 from userswap.bench.contenders import CONTENDERS
 from userswap.bench.runs import WITHIN
 from userswap.bench.workloads import WORKLOADS
 from userswap.sizes import format_size
 
-__all__ = ["print_results", "write_csv", "write_plot"]
+__all__ = ["print_faults", "print_results", "write_csv", "write_plot"]
 
 MIB = 1 << 20
 KERNEL = [name for name, contender in CONTENDERS.items() if contender.kernel]
@@ -95,7 +95,8 @@ def table(results: Results, title: str, of: list[Case]) -> Table:
     for heading in ("workload", "contender", "median", "", "least..most", "userswap\nis so fast", "memory\nMiB",
                     "CPU s\nby GB"):  # fmt: skip
         shown.add_column(heading, justify="left" if heading in ("workload", "contender", "") else "right", no_wrap=True)
-    for case in of:
+    # A signal may have come before the last ones.
+    for case in (case for case in of if results.of(case, "plain") or not results.stopped):
         for i, name in enumerate(results.options.contenders):
             runs = results.of(case, name)
             first = case.workload if i == 0 else ""
@@ -127,6 +128,33 @@ def cpu(results: Results, case: Case, name: str) -> str:
 def digits(figure: float) -> str:
     """Write a figure with as many digits as can mean something."""
     return f"{figure:.0f}" if figure >= 100 else f"{figure:.1f}" if figure >= 10 else f"{figure:.2f}"
+
+
+def print_faults(results: faults.Results, to: Console) -> None:
+    """Print what `userswap bench faults` found."""
+    machine, options = results.machine, results.options
+    to.print(
+        f"{options.rounds} rounds over {format_size(options.size)}, {options.data} by Blosc2; {machine.processor}, "
+        f"{machine.processors} processors, Linux {machine.kernel}, load {machine.load_before:.1f} before."
+    )
+    shown = Table(
+        title="µs for a touch that faults", title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
+    )
+    for heading in ("kind", "p50", "p99", "p99.9", "in the\nhandler", "around\nit", "faults", "what happens"):
+        shown.add_column(heading, justify="left" if heading in ("kind", "what happens") else "right")
+    for kind in results.kinds.values():
+        if not kind.took:
+            shown.add_row(kind.name, *[""] * 5, "none", kind.text)
+            continue
+        figures = [*(kind.percentile(share) for share in (50, 99, 99.9)), kind.inside, kind.around]
+        shown.add_row(kind.name, *map(digits, figures), f"{len(kind.took):,}", kind.text)
+    to.print(shown)
+    shown = Table(title="Where it goes", title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("step", "µs", "found by"):
+        shown.add_column(heading, justify="right" if heading == "µs" else "left")
+    for step, us, how in results.breakdown():
+        shown.add_row(step, digits(us), how)
+    to.print(shown)
 
 
 def write_csv(results: Results, path: Path) -> None:

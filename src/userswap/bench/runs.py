@@ -31,8 +31,9 @@ WITHIN = 0.03
 """How far from T the memory of a run may be before its limit is corrected and it is repeated."""
 CORRECTIONS = 3
 LOOK_SECONDS = 0.02
-MOST_SECONDS = 180
-"""After that a run is given up."""
+MOST_SECONDS = 30.0
+"""After that a run with little memory is given up; with more it has more, in proportion."""
+SECONDS_BY_BYTE = 90 / (1 << 30)
 MOST_KILLED = 3
 """Times that the kernel may kill a contender for want of memory before it is given up."""
 LOCK = Path("/run/userswap-bench.lock")
@@ -207,7 +208,7 @@ class Runner:
                 env={**os.environ, **threads},
             )  # fmt: skip
             try:
-                self.wait(process, watched)
+                self.wait(process, watched, max(MOST_SECONDS, SECONDS_BY_BYTE * spec.size))
             finally:
                 if process.poll() is None:
                     process.kill()
@@ -223,16 +224,16 @@ class Runner:
             out.seek(0)
             return Run(**json.load(out))
 
-    def wait(self, process: subprocess.Popen[bytes], watched: "Watched") -> None:
-        """Wait for a process, and look at its memory meanwhile."""
+    def wait(self, process: subprocess.Popen[bytes], watched: "Watched", most: float) -> None:
+        """Wait for a process, `most` seconds, and look at its memory meanwhile."""
         began = time.monotonic()
         ended = os.pidfd_open(process.pid)
         try:
             while not select.select([ended], [], [], LOOK_SECONDS)[0]:
                 watched.look(process.pid)
                 self.stop.heed()
-                if time.monotonic() - began > MOST_SECONDS:
-                    raise NotPossible(f"it was not done after {MOST_SECONDS} seconds")
+                if time.monotonic() - began > most:
+                    raise NotPossible(f"it was not done after {most:.0f} seconds")
         finally:
             os.close(ended)
 

@@ -84,17 +84,20 @@ class Memory:
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        self.files: list[Path] = []
+        self.mapped: list[Any] = []
         self.pool: Any = None
 
     def empty(self, values: int) -> Array:
         """Return a new array of float64, not set to anything."""
         if self.spec.memory == "memmap":
-            self.files.append(Path(self.spec.directory) / f"userswap-bench-{os.getpid()}-{len(self.files)}.map")
-            # Its blocks are there before the clock runs, as a swap file's are.
-            with self.files[-1].open("xb") as file:
+            path = Path(self.spec.directory) / f"userswap-bench-{os.getpid()}.map"
+            with path.open("x+b") as file:
+                path.unlink()  # however the process ends
+                # Its blocks are there before the clock runs, as a swap file's are.
                 os.posix_fallocate(file.fileno(), 0, values * 8)
-            return np.memmap(self.files[-1], np.float64, "r+", shape=(values,))
+                mapped: Array = np.memmap(file, np.float64, "r+", shape=(values,))
+            self.mapped.append(mapped)
+            return mapped
         if self.spec.memory == "blosc2":
             import blosc2
 
@@ -105,6 +108,11 @@ class Memory:
         if self.spec.memory == "packed":
             return Packed(values)  # type: ignore[return-value]
         return np.empty(values)
+
+    def settle(self) -> None:
+        """Have on disk what goes there anyway, before the clock runs: what is read then is not also written."""
+        for array in self.mapped:
+            array.flush()
 
     def swapped(self) -> tuple[int, int]:
         """Bytes that were swapped in and out so far, by userswap or by the kernel."""
@@ -614,11 +622,7 @@ def anonymous(pid: int) -> int:
 def place(memory: Memory) -> Iterator[None]:
     """Have arrays where the spec wants them."""
     if memory.spec.memory != "userswap":
-        try:
-            yield
-        finally:
-            for file in memory.files:
-                file.unlink(missing_ok=True)
+        yield
         return
     import userswap
 
@@ -635,6 +639,7 @@ def run(spec: Spec) -> Run:
     with place(memory):
         began = time.perf_counter()
         state = workload.prepare(memory)
+        memory.settle()
         prepared = time.perf_counter() - began
         swapped, used = memory.swapped(), resource.getrusage(resource.RUSAGE_SELF)
         kernel = kernelswap.kswapd_ms()

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from userswap.cli.bench_compare import prepare_compare
+from userswap.cli.bench_faults import prepare_faults
 from userswap.cli.experiment import Action, find
 
 __all__ = ["prepare"]
@@ -10,6 +11,7 @@ __all__ = ["prepare"]
 # A measurement is a line here: what it does, and what returns it when given its arguments.
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], Action]]] = {
     "compare": ("the same programs in the same memory: userswap, the kernel's swap, and others", prepare_compare),
+    "faults": ("how long a fault takes, by kind, and where the time goes", prepare_faults),
 }
 
 

@@ -14,7 +14,7 @@ from userswap.sizes import format_size, parse_size
 __all__ = ["prepare_compare"]
 
 T = TypeVar("T")
-RAM, QUICK_RAM = "512M", "192M"
+RAM, QUICK_RAM = "512M", "96M"
 ROUNDS, QUICK_ROUNDS = 3, 1
 LEAST_RAM = 32 << 20
 
