@@ -320,7 +320,7 @@ def test_bad_options(words: list[str], said: str, capsys: Any) -> None:
 
 def test_which_measurement() -> None:
     assert "compare" in userswap("bench", "--help").stdout
-    assert "There is no measurement 'scan', only compare" in userswap("bench", "scan").stderr
+    assert "There is no measurement 'scan', only compare, faults, dedupe" in userswap("bench", "scan").stderr
 
 
 # ---- what is said of the figures ----
@@ -382,7 +382,7 @@ def test_faults_by_kind(tmp_path: Path) -> None:
         assert kind["p50_us"] <= kind["p99_us"] <= kind["p99.9_us"]
         assert kind["faults"] + kind["others"] == 512, "32 MiB of folios"
         assert kind["faults"] > (0 if "evicting" in name else 480)
-        assert f"{kind['p50_us']:.1f}"[:3] in done.stdout
+        assert f" {report.digits(kind['p50_us'])} " in done.stdout
     assert set(found["breakdown_us"]) == {line for line in found["breakdown_us"] if line in done.stdout}
 
 

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -70,8 +72,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def same(*program: str, **options: str) -> subprocess.CompletedProcess[str]:
     """Run a program both ways; all that can be seen of it must be the same. Return the run under userswap."""
-    plain = python(*program, **options)
-    swapped = userswap("run", "--quiet", *RAM, *program, **options)
+    with ThreadPoolExecutor() as both:  # at once: neither sees the other
+        running = both.submit(python, *program, **options)
+        swapped = userswap("run", "--quiet", *RAM, *program, **options)
+        plain = running.result()
     assert address_free(swapped.stdout) == address_free(plain.stdout)
     assert address_free(swapped.stderr) == address_free(plain.stderr)
     assert swapped.returncode == plain.returncode
@@ -161,7 +165,15 @@ def test_a_traceback_shows_only_the_program(place: Path) -> None:
     assert "userswap" not in error
 
 
-def test_ctrl_c_ends_it_by_the_signal(place: Path) -> None:
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Started in the background of a shell, tests ignore Ctrl-C, and so would what they start; not here."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_it_by_the_signal(place: Path, ctrl_c: None) -> None:
     for command in (["program.py"], ["-m", "program"]):
         (place / "program.py").write_text("import time; print('on', flush=True); time.sleep(60)")
         process = subprocess.Popen(

@@ -140,5 +140,5 @@ class Memory(RuleBasedStateMachine):
 
 TestMemory = Memory.TestCase
 TestMemory.settings = settings(
-    max_examples=50, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=35, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )

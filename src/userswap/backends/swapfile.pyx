@@ -304,6 +304,8 @@ cdef void swapfile_take(SwapFile* f, int64_t slot, int n) noexcept nogil:
             break
         us_unlock(&f.mutex)
         sched_yield()           # what is written now would be punched out
+    if number > f.fresh:
+        f.fresh = number        # its part of the mapping has memory from now on
     set_range(k, first, n, True)
     k.count += <uint16_t>n
     us_write(&f.used, f.used + n)
@@ -470,6 +472,12 @@ cdef class SwapDevice:
         if slot < 0:
             raise OSError(-slot, os.strerror(-slot), self.name)
         return slot
+
+    def take(self, int64_t slot, int n=1):
+        """Take this very run, as for a swap map whose ids are slots. Not together with `alloc`."""
+        self._range(slot, n)
+        with nogil:
+            swapfile_take(self.f, slot, n)
 
     def free(self, int64_t slot, int n=1):
         """Free slots of a run."""

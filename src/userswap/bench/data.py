@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["KINDS", "STEP", "Filler", "digest", "walk"]
+__all__ = ["KINDS", "STEP", "Array", "Filler", "digest", "update", "walk"]
 
 STEP = 1 << 19
 """Values handled at a time: 4 MiB."""
@@ -72,3 +72,9 @@ def digest(array: Array) -> int:
         places = np.arange(i // PAGE, i // PAGE + len(pages), dtype=np.uint64) * np.uint64(2) + np.uint64(1)
         found += int((pages * places).sum(dtype=np.uint64)) + int(words[whole:].sum(dtype=np.uint64))
     return found % (1 << 64)
+
+
+def update(array: Array) -> None:
+    """Read and write everything once, in order."""
+    for i in range(0, len(array), STEP):
+        array[i : i + STEP] += 1

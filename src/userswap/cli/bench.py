@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from userswap.cli.bench_compare import prepare_compare
+from userswap.cli.bench_dedupe import prepare_dedupe
 from userswap.cli.bench_faults import prepare_faults
 from userswap.cli.experiment import Action, find
 
@@ -12,6 +13,7 @@ __all__ = ["prepare"]
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], Action]]] = {
     "compare": ("the same programs in the same memory: userswap, the kernel's swap, and others", prepare_compare),
     "faults": ("how long a fault takes, by kind, and where the time goes", prepare_faults),
+    "dedupe": ("what storing identical folios once costs, and what it saves", prepare_dedupe),
 }
 
 

@@ -21,13 +21,13 @@ def prepare_system(arguments: list[str]) -> Callable[[], int]:
         description="Run whole programs under every design of the swap map, and check their results.",
     )
     parser.add_argument("--designs", metavar="NAME,...", help="only these (default: all)")
-    parser.add_argument("--rounds", type=int, help="medians are over this many (default 5, 3 with --quick)")
-    parser.add_argument("--quick", action="store_true", help="smaller arrays, under a minute")
+    parser.add_argument("--rounds", type=int, help="medians are over this many (default 3, 2 with --quick)")
+    parser.add_argument("--quick", action="store_true", help="smaller arrays: within half a minute")
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
     options = parser.parse_args(arguments)
     designs = chosen_designs(options.designs)
     size = system.QUICK if options.quick else system.FULL
-    rounds = positive((3 if options.quick else 5) if options.rounds is None else options.rounds)
+    rounds = positive((2 if options.quick else 3) if options.rounds is None else options.rounds)
     put = writer(options.json)
 
     def work() -> None:

@@ -48,6 +48,7 @@ cdef struct IdTree:
     uint32_t hole_hint          # no word of the bitmap before this has a 0, or a 1
     uint32_t room_hint
     uint32_t leaves             # one more than the highest that there ever was
+    uint32_t here               # leaves that exist
     uint32_t most               # ids are below this
     int per_leaf                # a power of two
     int shift
@@ -56,6 +57,10 @@ cdef struct IdTree:
 cdef bint pool_init(Pool* pool, uint32_t most) noexcept nogil
 cdef void pool_end(Pool* pool) noexcept nogil
 cdef int64_t pool_bytes(Pool* pool) noexcept nogil
+# Whether n pages can be taken: what is kept back is for stores that were pledged, because they can't fail.
+cdef bint pool_room(Pool* pool, uint32_t n, bint pledged) noexcept nogil
+# A page of zeros. Only after pool_room().
+cdef uint32_t pool_take(Pool* pool) noexcept nogil
 # The leaf with this index, made if it is not there. 0: no memory, and nothing has changed.
 cdef uint32_t tree_make(Tree* tree, uint32_t index, bint pledged) noexcept nogil
 cdef uint32_t tree_find(Tree* tree, uint32_t index) noexcept nogil          # 0: there is none

@@ -39,12 +39,10 @@ cdef int64_t pool_bytes(Pool* pool) noexcept nogil:
     return (us_read(&pool.used) + us_read(&pool.idle) + headers) * PAGE_BYTES
 
 
-# Whether n pages can be taken: what is kept back is for stores that were pledged, because they can't fail.
 cdef bint pool_room(Pool* pool, uint32_t n, bint pledged) noexcept nogil:
     return <int64_t>pool.most - 1 - pool.used >= <int64_t>n + (0 if pledged else pool.kept)
 
 
-# A page of zeros. Only after pool_room().
 cdef uint32_t pool_take(Pool* pool) noexcept nogil:
     cdef uint32_t page = pool.free
     cdef Page* header
@@ -235,6 +233,7 @@ cdef uint32_t leaf_with_room(IdTree* t) noexcept nogil:
         t.tree.pool.pages[page].fresh = 1 if leaf == 0 else 0
         t.present[leaf >> 6] |= <uint64_t>1 << (leaf & 63)
         us_store32(&t.leaves, max(t.leaves, leaf + 1))
+        t.here += 1
         ids_room(t, leaf, True)
     return page
 
@@ -280,6 +279,7 @@ cdef void ids_give(IdTree* t, uint32_t id) noexcept nogil:
     if leaf.used == 0:
         t.present[index >> 6] &= ~(<uint64_t>1 << (index & 63))
         t.hole_hint = min(t.hole_hint, index >> 6)
+        t.here -= 1
         tree_drop(&t.tree, index)
     us_write(&t.ids, t.ids - 1)
 

@@ -51,7 +51,7 @@ def swap_file(size: Size) -> str:
 
 
 QUICK = Size(24 << 20, 16 << 20)
-FULL = Size(320 << 20, 96 << 20)
+FULL = Size(160 << 20, 48 << 20)
 
 
 def measure(designs: Sequence[str], size: Size, rounds: int, progress: Callable[[str], None]) -> Measured:

@@ -16,27 +16,35 @@ A word:  | payload | count | CACHED | SHARED | type (3) | WAITERS | LOCKED |, ea
                go to a side tree. Its leaf with a page instead of an entry has no room for a count at all; here the
                folio goes to the side instead, which is the same memory.
   descriptor   A tree word is a pointer to a struct of four words: entry, folio, count, and the id for the way back.
+  slot         No word: slots32.pxd has its byte, that counts to 62 and has continuation pages above. Zswap's tree: a
+               handle or a value that repeats, 31 bits, and a bit to tell which. The swap cache's: 31 bits of frame
+               number, DIRTY. Static: 25 bits for each slot (byte, cgroup, zero bit), whatever the words have.
   swap_table   An id is a slot, and so needs no payload for it: the word has the folio (23 bits of frame number, 32 GiB)
                and the count, in the 4 bits that are left over. A zswap handle is a whole word in zswap's tree; the
                only value that repeats is 0. Static: the cgroup's 2 bytes for each slot (the count is in the word, as
                from 7.1 on, so there is no swap_map; the type says what the zero bit would).
   vswap        Descriptors of four words in clusters: backing, folio, count, cgroup (2 bytes) and flags (2); 256 in a
-               page. A reverse map, a word for each slot in use, and two bits for each slot, static.
+               page. A reverse map, a word for each slot in use, and two bits for each slot, static. Swapoff walks it.
+               A slot that somebody else still has in it is OFF_MAP in the flags, and found through the ids.
+  redirect     The word is single_tree's: handle, value or frame number in 24 bits, CACHED, a count to 3. A slot is in
+               the redirect, which has 4 bytes as with words of 64 bits and needs none of the word: so swap files end
+               where ids do, but the optional array is as large as the table. The folio of an id that has storage, too,
+               is in an array of folios, a count above 3 in one of counts.
 
-A pointer is a page number, and a folio a frame number. `slot` is left out: its entries are bytes and entries of zswap's
-rbtree, whose sizes follow no word. `redirect` is: its word is swap_table's with a handle for the folio, and
-its 4-byte redirects are as long as the word that they spare.
+A pointer is a page number, and a folio a frame number.
 
 Locks. `mutex` (a leaf) protects the shape of all trees, ids, side words, SHARED, CACHED and every count. LOCKED
 protects type and payload, may be held for long, and no dup and no put that leaves a count waits for it: so a word of a
 live id changes by CAS only, and each side keeps the other's bits. BUSY of the holder protects a direct id.
 
 Order. A side word is stored before the word says that it is there, and cleared after the word has stopped saying so,
-under one hold of the mutex. Who sees in a word that its reference is the only one is right without the mutex: only a
-holder of a reference can dup. Everything else is looked at under the mutex.
+under one hold of the mutex. redirect's word becomes CACHE, still LOCKED, under the hold in which its folio moves. Who
+sees in a word that its reference is the only one is right without the mutex: only a holder of a reference can dup.
+Everything else is looked at under the mutex.
 
-unlock can't fail, so swap_table's handles and vswap's reverse map have address space pledged from the start. The last
-put locks the word; until free it is the caller's alone.
+unlock can't fail, so the handles of slot and swap_table and vswap's reverse map have address space pledged from the
+start, and redirect's redirects and folios from when there is a leaf of ids. The last put locks the word; until free it
+is the caller's alone. In slot all of this is under the mutex but LOCKED, which is HAS_CACHE.
 """
 cimport cython
 from libc.errno cimport ENOMEM, EOVERFLOW
@@ -45,8 +53,12 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from userswap.lab.nodes32 cimport (
     PAGE_SHIFT, PAGE_WORDS, PAGES_MOST, IdTree, Pool, Tree, ids_bytes, ids_end, ids_give, ids_init,
-    ids_leaf_after, ids_take, ids_word, pool_bytes, pool_end, pool_init, side_clear, side_get, side_set,
-    struct_give, struct_take, tree_find, tree_leaf,
+    ids_leaf_after, ids_take, ids_word, page_words, pool_bytes, pool_end, pool_init, pool_room, side_clear, side_get,
+    side_set, struct_give, struct_take, tree_find, tree_leaf,
+)
+from userswap.lab.slots32 cimport (
+    SLOT_COUNT_MOST, Slots, slot_begin, slot_claim, slot_count, slot_count_set, slot_give, slot_hold, slot_locked,
+    slot_release, slot_take, slot_zero, slot_zero_set, slots_end, slots_init,
 )
 from userswap.native.mman cimport munmap
 from userswap.native.us cimport (
@@ -69,6 +81,9 @@ cdef enum:
     DIRECT = 1 << 29
     STRIPES = 16                # counters of direct ids, a cache line each
     SPINS = 64
+    OFF_MAP = 1                 # vswap's flags: the reverse map has another id for the slot
+    DIRTY = 1                   # slot's folios: nothing else has the bytes
+    OBJECT_BITS = 31            # slot: a handle or a value in a word of zswap's
 
 cdef int64_t COUNT_MAX = 0xFFFFFFFF
 cdef int64_t PATIENCE = 60 * <int64_t>1000000000     # ns that a thread of run() waits for the others
@@ -82,12 +97,14 @@ cdef enum:                      # what a design has
     HAS_POINTER = 32            # and a tree word that leads to them
     HAS_REVERSE = 64            # slot -> id
     BOUND_TO_SLOTS = 128        # ids are slots; handle beside the word, folio in it
+    HAS_BYTES = 256             # and there are no words: see slots32.pxd
+    HAS_REDIRECT = 512          # slot beside the word
 
 cdef struct Layout:
     const char* name
     int has
     int count_bits
-    int static_bits             # for each slot
+    int static_bits             # for each slot, of what is not in `Slots`
     # computed:
     uint32_t shared
     uint32_t cached
@@ -98,7 +115,7 @@ cdef struct Layout:
     uint32_t keep               # what unlock leaves alone
 
 cdef enum:
-    DESIGNS = 7
+    DESIGNS = 9
 
 cdef Layout[DESIGNS] layouts
 layouts[0] = Layout(b"on_demand", HAS_DIRECT, 0, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -106,8 +123,10 @@ layouts[1] = Layout(b"sparse", HAS_SHARED | HAS_CACHED, 0, 0, 0, 0, 0, 0, 0, 0, 
 layouts[2] = Layout(b"two_trees", HAS_CACHED | HAS_COUNTS, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 layouts[3] = Layout(b"single_tree", HAS_CACHED, 2, 0, 0, 0, 0, 0, 0, 0, 0)
 layouts[4] = Layout(b"descriptor", HAS_STRUCT | HAS_POINTER, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-layouts[5] = Layout(b"swap_table", BOUND_TO_SLOTS, 4, 16, 0, 0, 0, 0, 0, 0, 0)
-layouts[6] = Layout(b"vswap", HAS_STRUCT | HAS_REVERSE, 0, 2, 0, 0, 0, 0, 0, 0, 0)
+layouts[5] = Layout(b"slot", BOUND_TO_SLOTS | HAS_BYTES, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+layouts[6] = Layout(b"swap_table", BOUND_TO_SLOTS, 4, 16, 0, 0, 0, 0, 0, 0, 0)
+layouts[7] = Layout(b"vswap", HAS_STRUCT | HAS_REVERSE, 0, 2, 0, 0, 0, 0, 0, 0, 0)
+layouts[8] = Layout(b"redirect", HAS_CACHED | HAS_REDIRECT, 2, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 cdef void lay_out(Layout* lay) noexcept nogil:
@@ -127,6 +146,8 @@ cdef void lay_out(Layout* lay) noexcept nogil:
     if lay.has & BOUND_TO_SLOTS:
         # what the others have as payload is the folio here, which is not the entry's
         lay.keep |= <uint32_t>(~<uint64_t>0 << shift)
+    if lay.has & HAS_BYTES:
+        lay.payload_bits = OBJECT_BITS
 
 
 cdef void lay_out_all() noexcept nogil:
@@ -194,13 +215,16 @@ cdef struct Map:
     IdTree ids
     Tree counts
     Tree folios
-    Tree beside                 # swap_table: zswap's handles, and one
+    Tree beside                 # swap_table: zswap's handles, and one. slot: see bytes_entry. redirect: slots, and one
     Tree reverse                # vswap: ids by slot
+    int64_t off_map             # ids whose slot is another's there
+    Slots bytes                 # slot
     uint32_t partial            # pages with room for structs
     int64_t[STRIPES * 8] directs
 
 
 cdef void map_delete(Map* m) noexcept nogil:
+    slots_end(&m.bytes)
     pool_end(&m.pool)
     ids_end(&m.ids)
     if m.statics != NULL:
@@ -225,13 +249,21 @@ cdef Map* map_new(const Layout* lay, uint32_t* table, uint64_t slots, uint32_t p
         m.statics = pages_populate(m.static_bytes)
     m.counts.pool = m.folios.pool = m.beside.pool = m.reverse.pool = &m.pool
     if (not pool_init(&m.pool, pages) or not ids_init(&m.ids, &m.pool, words_of(lay), <uint32_t>most)
-            or (m.static_bytes and m.statics == NULL)):
+            or (m.static_bytes and m.statics == NULL)
+            or (lay.has & HAS_BYTES and not slots_init(&m.bytes, &m.pool, slots))):
         map_delete(m)
         return NULL
     if lay.has & (BOUND_TO_SLOTS | HAS_REVERSE):
         # A leaf for each 1024 slots, the nodes above them, and one path more than can be needed.
         m.pool.kept = <uint32_t>((slots >> PAGE_SHIFT) + (slots >> (2 * PAGE_SHIFT)) + 10)
+    pledge(m)
     return m
+
+
+# redirect: a page of redirects and one of folios for each leaf of ids, and the nodes above them.
+cdef inline void pledge(Map* m) noexcept nogil:
+    if m.lay.has & HAS_REDIRECT:
+        m.pool.kept = 2 * (m.ids.here + (m.ids.here >> PAGE_SHIFT)) + 12
 
 
 # Words of an id in a leaf.
@@ -240,11 +272,12 @@ cdef inline int words_of(const Layout* lay) noexcept nogil:
 
 
 cdef int64_t map_metadata(Map* m) noexcept nogil:
-    return (<int64_t>page_round(sizeof(Map)) + <int64_t>m.static_bytes + pool_bytes(&m.pool) + ids_bytes(&m.ids))
+    return (<int64_t>page_round(sizeof(Map)) + <int64_t>(m.static_bytes + m.bytes.static_bytes) + pool_bytes(&m.pool)
+            + ids_bytes(&m.ids))
 
 
 cdef int64_t map_ids(Map* m) noexcept nogil:
-    cdef int64_t ids = us_read(&m.ids.ids)
+    cdef int64_t ids = us_read(&m.ids.ids) + us_read(&m.bytes.taken)
     cdef int i
     for i in range(STRIPES):
         ids += us_read(&m.directs[8 * i])
@@ -275,41 +308,215 @@ cdef inline void direct_more(Map* m, uint32_t id, int n) noexcept nogil:
     us_add(&m.directs[8 * (id >> 6 & (STRIPES - 1))], n)
 
 
-# The entry of a word whose lock the caller has. zswap's leaf is there while the word says ZSWAP: no mutex.
+# The entry of a word whose lock the caller has. The leaf beside it is there while the word has a type that needs it: no
+# mutex.
 cdef inline uint64_t entry_of(Map* m, uint32_t id, uint32_t word) noexcept nogil:
     cdef int type = word_type(word)
+    if type == e.CACHE:
+        return entry32(type, 0)
+    if type == (e.ZSWAP if m.lay.has & BOUND_TO_SLOTS else e.SLOT) and m.lay.has & (BOUND_TO_SLOTS | HAS_REDIRECT):
+        return entry32(type, us_load32(&tree_leaf(&m.beside, id >> PAGE_SHIFT)[id & (PAGE_WORDS - 1)]) - 1)
     if not m.lay.has & BOUND_TO_SLOTS:
         return entry32(type, word >> m.lay.payload_shift)
-    if type == e.SLOT:
-        return entry32(type, id - 1)
-    if type == e.ZSWAP:
-        return entry32(type, us_load32(&tree_leaf(&m.beside, id >> PAGE_SHIFT)[id & (PAGE_WORDS - 1)]) - 1)
-    return entry32(type, 0)
+    return entry32(type, id - 1 if type == e.SLOT else 0)
 
 
 cdef inline uint32_t word_of(const Layout* lay, uint64_t entry) noexcept nogil:
     cdef uint32_t word = <uint32_t>type32(entry) << TYPE_SHIFT
-    if lay.has & BOUND_TO_SLOTS:
+    if lay.has & BOUND_TO_SLOTS or (lay.has & HAS_REDIRECT and type32(entry) == e.SLOT):
         return word
     return word | <uint32_t>(entry >> 3) << lay.payload_shift
 
 
 # What an entry has outside of its word: stored and cleared under the mutex. Can't fail: see `kept`.
 cdef void store_beside(Map* m, uint32_t id, uint64_t before, uint64_t after) noexcept nogil:
+    cdef int type = e.SLOT if m.lay.has & HAS_REDIRECT else e.ZSWAP
     cdef bint done
-    if m.lay.has & BOUND_TO_SLOTS:
-        if type32(after) == e.ZSWAP:
+    if m.lay.has & (BOUND_TO_SLOTS | HAS_REDIRECT):
+        if type32(after) == type:
             done = side_set(&m.beside, id, <uint32_t>(after >> 3) + 1, True)
             us_assert(done, "what was pledged is there")
-        else:
+        elif type32(before) == type:
             side_clear(&m.beside, id)
     elif m.lay.has & HAS_REVERSE:
-        # Storage is freed before its id is, so that another may have the slot by now.
-        if type32(before) == e.SLOT and side_get(&m.reverse, <uint32_t>(before >> 3)) == id:
-            side_clear(&m.reverse, <uint32_t>(before >> 3))
+        if type32(before) == e.SLOT:
+            slot_leave(m, id, <uint32_t>(before >> 3))
         if type32(after) == e.SLOT:
-            done = side_set(&m.reverse, <uint32_t>(after >> 3), id, True)
-            us_assert(done, "what was pledged is there")
+            slot_enter(m, id, <uint32_t>(after >> 3))
+
+
+# Storage is freed before its id is, so that the one whose slot it was may still have it in the reverse map.
+cdef void slot_enter(Map* m, uint32_t id, uint32_t slot) noexcept nogil:
+    cdef uint32_t* flags = &ids_word(&m.ids, id)[3]
+    cdef bint done
+    if side_get(&m.reverse, slot):
+        us_store32(flags, us_load32(flags) | OFF_MAP)
+        m.off_map += 1
+        return
+    done = side_set(&m.reverse, slot, id, True)
+    us_assert(done, "what was pledged is there")
+
+
+cdef void slot_leave(Map* m, uint32_t id, uint32_t slot) noexcept nogil:
+    cdef uint32_t* flags = &ids_word(&m.ids, id)[3]
+    if us_load32(flags) & OFF_MAP:
+        us_store32(flags, us_load32(flags) & ~<uint32_t>OFF_MAP)
+        m.off_map -= 1
+    else:
+        side_clear(&m.reverse, slot)
+
+
+# redirect: the folio of a word that is locked moves into it, if that becomes CACHE, and out of it if it was. Under the
+# mutex, so that who asks for it finds it in one of both.
+cdef void folio_move(Map* m, uint32_t id, uint64_t before, uint64_t after) noexcept nogil:
+    cdef uint32_t* word = word_at(m, id)
+    cdef uint32_t fields = (7 << TYPE_SHIFT) | <uint32_t>(~<uint64_t>0 << m.lay.payload_shift)
+    cdef uint32_t seen = us_load32(word)
+    cdef bint done
+    if not seen & m.lay.cached:
+        us_assert(type32(after) != e.CACHE, "an entry CACHE needs a folio")
+        return
+    if type32(after) == e.CACHE:
+        word_change(word, fields, word_of(m.lay, after) | side_get(&m.folios, id) << m.lay.payload_shift)
+        us_chaos()
+        side_clear(&m.folios, id)
+    else:
+        done = side_set(&m.folios, id, seen >> m.lay.payload_shift, True)
+        us_assert(done, "what was pledged is there")
+        us_chaos()
+        word_change(word, fields, word_of(m.lay, after))
+
+
+# ---- slot: everything under the mutex, but that LOCKED is HAS_CACHE ----
+
+# In the order of the kernel's read path.
+cdef uint64_t bytes_entry(Map* m, uint32_t id) noexcept nogil:
+    cdef uint32_t word
+    if slot_zero(&m.bytes, id - 1):
+        return entry32(e.SAME, 0)
+    word = side_get(&m.beside, id)
+    if word:
+        return entry32(e.SAME if word & 1 else e.ZSWAP, (word >> 1) - 1)
+    if side_get(&m.folios, id) & DIRTY:
+        return entry32(e.CACHE, 0)
+    return entry32(e.SLOT, id - 1)
+
+
+cdef void bytes_store(Map* m, uint32_t id, uint64_t entry) noexcept nogil:
+    cdef int type = type32(entry)
+    cdef bint zero = type == e.SAME and entry >> 3 == 0
+    cdef uint32_t folio = side_get(&m.folios, id)
+    cdef bint done = True
+    us_assert(type != e.FREE, "unlock: an id keeps an entry until it is freed")
+    us_assert(type != e.CACHE or folio != 0, "an entry CACHE needs a folio")
+    slot_zero_set(&m.bytes, id - 1, zero)
+    if type == e.ZSWAP or (type == e.SAME and not zero):
+        done = side_set(&m.beside, id, <uint32_t>((entry >> 3) + 1) << 1 | <uint32_t>(type == e.SAME), True)
+    else:
+        side_clear(&m.beside, id)
+    if folio:
+        done = side_set(&m.folios, id, folio | DIRTY if type == e.CACHE else folio & ~<uint32_t>DIRTY, True) and done
+    us_assert(done, "what was pledged is there")
+
+
+# Under the mutex. 0: no slot, or no memory for what its trees are pledged.
+cdef uint32_t bytes_alloc(Map* m, uint64_t entry) noexcept nogil:
+    cdef int64_t at = slot_take(&m.bytes) if pool_room(&m.pool, 1, False) else -1
+    if at < 0:
+        return 0
+    bytes_store(m, <uint32_t>at + 1, entry)
+    us_chaos()
+    slot_begin(&m.bytes, <uint32_t>at)
+    return <uint32_t>at + 1
+
+
+cdef void bytes_free(Map* m, uint32_t id) noexcept nogil:
+    us_lock(&m.mutex)
+    us_assert(slot_locked(&m.bytes, id - 1), "free: locked by the last put")
+    us_assert(slot_count(&m.bytes, id - 1) == 0, "free: the id has a count")
+    side_clear(&m.beside, id)
+    side_clear(&m.folios, id)
+    us_chaos()
+    slot_give(&m.bytes, id - 1)
+    us_unlock(&m.mutex)
+
+
+cdef uint64_t bytes_lock(Map* m, uint32_t id) noexcept nogil:
+    cdef uint64_t entry
+    slot_claim(&m.bytes, &m.mutex, id - 1)
+    slot_hold(&m.bytes, id - 1)
+    entry = bytes_entry(m, id)
+    us_unlock(&m.mutex)
+    us_chaos()
+    return entry
+
+
+cdef void bytes_unlock(Map* m, uint32_t id, uint64_t entry) noexcept nogil:
+    us_lock(&m.mutex)
+    us_assert(slot_locked(&m.bytes, id - 1), "unlock: not locked")
+    bytes_store(m, id, entry)
+    us_chaos()
+    slot_release(&m.bytes, &m.mutex, id - 1)
+
+
+cdef bint bytes_try(Map* m, uint32_t id, uint64_t entry) noexcept nogil:
+    cdef bint done
+    us_lock(&m.mutex)
+    done = not slot_locked(&m.bytes, id - 1) and bytes_entry(m, id) == entry
+    if done:
+        slot_hold(&m.bytes, id - 1)
+    us_unlock(&m.mutex)
+    us_chaos()
+    return done
+
+
+cdef int bytes_dup(Map* m, uint32_t id, int64_t n) noexcept nogil:
+    cdef int64_t count
+    cdef int result = 0
+    us_lock(&m.mutex)
+    count = slot_count(&m.bytes, id - 1)
+    us_assert(count != 0, "dup: the id has no count")
+    if n > COUNT_MAX - count:
+        result = -EOVERFLOW
+    elif not slot_count_set(&m.bytes, id - 1, count + n):
+        result = -ENOMEM
+    us_unlock(&m.mutex)
+    return result
+
+
+cdef int64_t bytes_put(Map* m, uint32_t id, int64_t n, uint64_t* entry) noexcept nogil:
+    cdef int64_t left
+    cdef bint done
+    us_lock(&m.mutex)
+    left = slot_count(&m.bytes, id - 1) - n
+    us_assert(left >= 0, "put: no more references than there are")
+    if left == 0:
+        us_unlock(&m.mutex)
+        us_chaos()
+        # Ours are all there are, so nobody can dup, and it stays so.
+        slot_claim(&m.bytes, &m.mutex, id - 1)
+        slot_hold(&m.bytes, id - 1)
+        entry[0] = bytes_entry(m, id)
+    else:
+        entry[0] = 0
+    done = slot_count_set(&m.bytes, id - 1, left)
+    us_assert(done, "fewer references need no memory")
+    us_unlock(&m.mutex)
+    return left
+
+
+cdef int bytes_cache(Map* m, uint32_t id, uint32_t folio) noexcept nogil:
+    cdef int result = 0
+    if folio >> OBJECT_BITS:
+        return -EOVERFLOW
+    us_lock(&m.mutex)
+    us_assert(slot_locked(&m.bytes, id - 1), "cache: under the entry's lock")
+    if folio == 0:
+        side_clear(&m.folios, id)
+    elif not side_set(&m.folios, id, folio << 1 | (side_get(&m.folios, id) & DIRTY), False):
+        result = -ENOMEM
+    us_unlock(&m.mutex)
+    return result
 
 
 # ---- ids and entries ----
@@ -328,10 +535,14 @@ cdef uint32_t map_alloc(Map* m, uint64_t entry) noexcept nogil:
 
 
 cdef uint32_t alloc_locked(Map* m, uint64_t entry) noexcept nogil:
-    cdef uint32_t id = ids_take(&m.ids), reference
+    cdef uint32_t id, reference
     cdef uint32_t* word
+    if m.lay.has & HAS_BYTES:
+        return bytes_alloc(m, entry)
+    id = ids_take(&m.ids)
     if id == 0:
         return 0
+    pledge(m)
     word = ids_word(&m.ids, id)
     if m.lay.has & HAS_POINTER:
         reference = struct_take(&m.pool, &m.partial)
@@ -344,6 +555,8 @@ cdef uint32_t alloc_locked(Map* m, uint64_t entry) noexcept nogil:
     if m.lay.has & HAS_STRUCT:
         us_store32(&word[1], 0)
         us_store32(&word[2], 1)
+    if m.lay.has & HAS_REVERSE:
+        us_store32(&word[3], 0)
     if m.lay.has & HAS_COUNTS and not side_set(&m.counts, id, 1, False):
         ids_give(&m.ids, id)
         return 0
@@ -357,6 +570,9 @@ cdef void map_free(Map* m, uint32_t id) noexcept nogil:
     cdef uint32_t* word
     if is_direct(m, id):
         direct_more(m, id, -1)
+        return
+    if m.lay.has & HAS_BYTES:
+        bytes_free(m, id)
         return
     word = word_at(m, id)
     us_lock(&m.mutex)
@@ -372,6 +588,7 @@ cdef void map_free(Map* m, uint32_t id) noexcept nogil:
     if m.lay.has & HAS_POINTER:
         struct_give(&m.pool, &m.partial, us_load32(ids_word(&m.ids, id)) >> 1)
     ids_give(&m.ids, id)
+    pledge(m)
     us_unlock(&m.mutex)
 
 
@@ -397,30 +614,44 @@ cdef uint32_t word_lock(uint32_t* word) noexcept nogil:
 cdef uint64_t map_lock(Map* m, uint32_t id) noexcept nogil:
     if is_direct(m, id):
         return direct_entry(id)
+    if m.lay.has & HAS_BYTES:
+        return bytes_lock(m, id)
     return entry_of(m, id, word_lock(word_at(m, id)))
+
+
+# Whether redirect has a part of an entry elsewhere than in the word, or of the word's folio.
+cdef inline bint is_beside(uint64_t entry) noexcept nogil:
+    return type32(entry) == e.SLOT or type32(entry) == e.CACHE
 
 
 # The id from now on.
 cdef uint32_t map_unlock(Map* m, uint32_t id, uint64_t entry) noexcept nogil:
     cdef uint32_t* word
-    cdef uint32_t seen
+    cdef uint32_t seen, keep = m.lay.keep
     cdef uint64_t before
     if is_direct(m, id):
         return direct_id(entry)
+    if m.lay.has & HAS_BYTES:
+        bytes_unlock(m, id, entry)
+        return id
     word = word_at(m, id)
     seen = us_load32(word)
     us_assert((seen & LOCKED) != 0, "unlock: not locked")
     us_assert(type32(entry) != e.FREE, "unlock: an id keeps an entry until it is freed")
-    if m.lay.has & (BOUND_TO_SLOTS | HAS_REVERSE):
+    if m.lay.has & (BOUND_TO_SLOTS | HAS_REVERSE | HAS_REDIRECT):
         before = entry_of(m, id, seen)
-        if before != entry:
+        if before != entry and (not m.lay.has & HAS_REDIRECT or is_beside(before) or is_beside(entry)):
             us_lock(&m.mutex)
             store_beside(m, id, before, entry)
+            if m.lay.has & HAS_REDIRECT and (type32(before) == e.CACHE or type32(entry) == e.CACHE):
+                folio_move(m, id, before, entry)
             us_unlock(&m.mutex)
+    if m.lay.has & HAS_REDIRECT and type32(entry) == e.CACHE:
+        keep |= <uint32_t>(~<uint64_t>0 << m.lay.payload_shift)
     while True:
         seen = us_load32(word)
         us_chaos()
-        if us_cas32(word, seen, (seen & m.lay.keep) | word_of(m.lay, entry)):
+        if us_cas32(word, seen, (seen & keep) | word_of(m.lay, entry)):
             break
     us_chaos()
     if seen & WAITERS:
@@ -444,13 +675,15 @@ cdef bint map_try_owner(Map* m, uint32_t owner, uint64_t entry) noexcept nogil:
         if seen & LOCKED or seen >> WORD_ID != direct_id(entry):
             return False
         return us_cas32(word, seen, seen | LOCKED)
+    if m.lay.has & HAS_BYTES:
+        return bytes_try(m, owner >> 1, entry)
     word = word_at(m, owner >> 1)
     seen = us_load32(word)
     us_assert(word_type(seen) != e.FREE, "try_owner: the id is free")
     us_chaos()
     # A CAS can fail though nobody has the lock, when a count changes: worth another try.
     while not seen & LOCKED and word_type(seen) == type32(entry):
-        if not m.lay.has & BOUND_TO_SLOTS and entry_of(m, owner >> 1, seen) != entry:
+        if not m.lay.has & (BOUND_TO_SLOTS | HAS_REDIRECT) and entry_of(m, owner >> 1, seen) != entry:
             return False
         if us_cas32(word, seen, seen | LOCKED):
             us_chaos()
@@ -471,35 +704,81 @@ cdef void map_unlock_owner(Map* m, uint32_t owner, uint64_t entry) noexcept nogi
         map_unlock(m, owner >> 1, entry)
 
 
-# The next numbered id after this one that has a SLOT entry, locked; 0: there is none. Not in swap_table. Who is at one
-# just now is passed over.
-cdef uint32_t map_next(Map* m, uint32_t after) noexcept nogil:
-    cdef uint32_t id = after + 1, leaf, i, page, seen
-    cdef uint32_t* word
-    while True:
-        # A leaf at a time, so that nobody waits for long. What is seen under the mutex is not freed.
-        us_lock(&m.mutex)
-        leaf = ids_leaf_after(&m.ids, id >> m.ids.shift)
-        if leaf >= m.ids.leaves:
+# Locks a word if it says SLOT and nobody is at it.
+cdef inline bint slot_try(uint32_t* word) noexcept nogil:
+    cdef uint32_t seen = us_load32(word)
+    while word_type(seen) == e.SLOT and not seen & LOCKED:
+        us_chaos()
+        if us_cas32(word, seen, seen | LOCKED):
+            return True
+        seen = us_load32(word)
+    return False
+
+
+# A numbered id that has a SLOT entry, locked; 0: there is no more. Who is at one just now is passed over. `at` is where
+# to go on, 0 in the beginning. Not in bound designs. A leaf at a time, so that nobody waits for long; what is seen
+# under the mutex is not freed.
+cdef uint32_t map_next(Map* m, uint64_t* at) noexcept nogil:
+    # The reverse map has slots, so its ids come in their order, and then those that it has not got.
+    cdef uint64_t slots = m.slots if m.lay.has & HAS_REVERSE else 0
+    cdef uint32_t id
+    us_lock(&m.mutex)
+    while at[0] < slots:
+        id = next_in_reverse(m, at)
+        if id:
             us_unlock(&m.mutex)
-            return 0
-        id = max(id, leaf << m.ids.shift)
-        page = tree_find(&m.ids.tree, leaf)
-        for i in range(id & <uint32_t>(m.ids.per_leaf - 1), m.pool.pages[page].fresh):
-            id = leaf << m.ids.shift | i
-            word = ids_word(&m.ids, id)
-            if m.lay.has & HAS_POINTER:
-                if not us_load32(word) & 1:
-                    continue
-                word = word_at(m, id)
-            seen = us_load32(word)
-            while word_type(seen) == e.SLOT and not seen & LOCKED:
-                if us_cas32(word, seen, seen | LOCKED):
-                    us_unlock(&m.mutex)
-                    return id
-                seen = us_load32(word)
+            return id
         us_unlock(&m.mutex)
-        id = (leaf + 1) << m.ids.shift
+        us_chaos()
+        us_lock(&m.mutex)
+    while not m.lay.has & HAS_REVERSE or m.off_map:
+        id = next_by_id(m, slots, at)
+        if id or (at[0] - slots) >> m.ids.shift >= m.ids.leaves:
+            us_unlock(&m.mutex)
+            return id
+        us_unlock(&m.mutex)
+        us_chaos()
+        us_lock(&m.mutex)
+    us_unlock(&m.mutex)
+    return 0
+
+
+# In the leaf of this slot, or none and `at` is the first of the next.
+cdef uint32_t next_in_reverse(Map* m, uint64_t* at) noexcept nogil:
+    cdef uint64_t index = at[0] >> PAGE_SHIFT
+    cdef uint64_t end = min((index + 1) << PAGE_SHIFT, m.slots)
+    cdef uint32_t page = tree_find(&m.reverse, <uint32_t>index), id
+    while page and at[0] < end:
+        id = page_words(&m.pool, page)[at[0] & (PAGE_WORDS - 1)]
+        at[0] += 1
+        if id and slot_try(ids_word(&m.ids, id)):
+            return id
+    at[0] = end
+    return 0
+
+
+# In the next leaf of ids, the same; positions of ids come after `slots`.
+cdef uint32_t next_by_id(Map* m, uint64_t slots, uint64_t* at) noexcept nogil:
+    cdef uint32_t id = <uint32_t>(at[0] - slots)
+    cdef uint32_t leaf = ids_leaf_after(&m.ids, id >> m.ids.shift), page, i
+    cdef uint32_t* word
+    at[0] = slots + (<uint64_t>(leaf + 1) << m.ids.shift)
+    if leaf >= m.ids.leaves:
+        return 0
+    page = tree_find(&m.ids.tree, leaf)
+    for i in range(max(id, leaf << m.ids.shift) & <uint32_t>(m.ids.per_leaf - 1), m.pool.pages[page].fresh):
+        id = leaf << m.ids.shift | i
+        word = ids_word(&m.ids, id)
+        if m.lay.has & HAS_POINTER:
+            if not us_load32(word) & 1:
+                continue
+            word = word_at(m, id)
+        if m.lay.has & HAS_REVERSE and not us_load32(&word[3]) & OFF_MAP:
+            continue
+        if slot_try(word):
+            at[0] = slots + id + 1
+            return id
+    return 0
 
 
 # ---- counts ----
@@ -573,6 +852,8 @@ cdef int map_dup(Map* m, uint32_t* id, int64_t n) noexcept nogil:
     cdef uint32_t* word
     cdef int64_t count
     cdef int result = 0
+    if m.lay.has & HAS_BYTES:
+        return bytes_dup(m, id[0], n)
     us_lock(&m.mutex)
     if is_direct(m, id[0]):
         number = alloc_locked(m, direct_entry(id[0]))
@@ -604,6 +885,8 @@ cdef int64_t map_put(Map* m, uint32_t id, int64_t n, uint64_t* entry) noexcept n
         us_assert(n == 1, "put: no more references than there are")
         entry[0] = direct_entry(id)
         return 0
+    if m.lay.has & HAS_BYTES:
+        return bytes_put(m, id, n, entry)
     word = word_at(m, id)
     us_assert(word_type(us_load32(word)) != e.FREE, "put: the id is free")
     if not is_single(m, id, word):
@@ -626,6 +909,11 @@ cdef int64_t map_count(Map* m, uint32_t id) noexcept nogil:
     cdef int64_t count = 1
     if is_direct(m, id):
         return count
+    if m.lay.has & HAS_BYTES:
+        us_lock(&m.mutex)
+        count = slot_count(&m.bytes, id - 1)
+        us_unlock(&m.mutex)
+        return count
     word = word_at(m, id)
     if not is_single(m, id, word):
         us_chaos()
@@ -643,8 +931,17 @@ cdef int map_cache(Map* m, uint32_t id, uint32_t folio) noexcept nogil:
     cdef int result = 0
     if is_direct(m, id):
         return 0
+    if lay.has & HAS_BYTES:
+        return bytes_cache(m, id, folio)
     word = word_at(m, id)
     us_assert((us_load32(word) & LOCKED) != 0, "cache: under the entry's lock")
+    if lay.has & HAS_REDIRECT:
+        if folio >> lay.payload_bits:
+            return -EOVERFLOW
+        if word_type(us_load32(word)) == e.CACHE:
+            word_change(word, <uint32_t>(~<uint64_t>0 << lay.payload_shift) | lay.cached,
+                        folio << lay.payload_shift | (lay.cached if folio else 0))
+            return 0
     if lay.has & HAS_STRUCT:
         us_store32(&word[1], folio)
         return 0
@@ -674,6 +971,11 @@ cdef uint32_t map_cached(Map* m, uint32_t id) noexcept nogil:
     cdef uint32_t folio = 0
     if is_direct(m, id):
         return 0
+    if m.lay.has & HAS_BYTES:
+        us_lock(&m.mutex)
+        folio = side_get(&m.folios, id) >> 1
+        us_unlock(&m.mutex)
+        return folio
     word = word_at(m, id)
     if m.lay.has & HAS_STRUCT:
         return us_load32(&word[1])
@@ -683,6 +985,8 @@ cdef uint32_t map_cached(Map* m, uint32_t id) noexcept nogil:
         us_chaos()
         us_lock(&m.mutex)
         folio = side_get(&m.folios, id)
+        if m.lay.has & HAS_REDIRECT and us_load32(word) & m.lay.cached and word_type(us_load32(word)) == e.CACHE:
+            folio = us_load32(word) >> m.lay.payload_shift
         us_unlock(&m.mutex)
     return folio
 
@@ -705,34 +1009,48 @@ SAMPLES = {
 def limits(str design):
     """What 4-byte words leave to a design, computed from its layout: a dict of figures, and what does not fit."""
     cdef const Layout* lay = layout_of(design)
-    cdef bint bound = lay.has & BOUND_TO_SLOTS
     cdef bint direct = lay.has & HAS_DIRECT
-    cdef int bits = 0 if bound else min(lay.payload_bits, DIRECT_BITS if direct else WORD_BITS)
+    cdef bint no_word = lay.has & BOUND_TO_SLOTS and not lay.has & HAS_BYTES
     cdef uint64_t one = 1
     cdef uint64_t ids = (one << (ID_BITS - 1 if direct else ID_BITS)) - 1
-    cdef uint64_t slots = ids if bound else one << bits
     cdef uint64_t counts = max(1, lay.many), same = 1
-    cdef int k = bits - 2
+    cdef int k = lay.payload_bits - 2
     if lay.has & HAS_STRUCT:
         counts = (one << WORD_BITS) - 1
+    elif lay.has & HAS_BYTES:
+        counts = SLOT_COUNT_MOST
     elif lay.has & HAS_COUNTS:
         counts = 0
-    if not bound:
+    if not no_word:
         same = (one << k) + 2 * ((one << k) - 1) + (one << 16) - (one << (k - 16))
+    cdef uint64_t slots = ids if lay.has & (BOUND_TO_SLOTS | HAS_REDIRECT) else one << lay.payload_bits
     return {
         "design": design,
-        "payload_bits": bits,
+        "payload_bits": 0 if no_word else lay.payload_bits,
         "slots": slots,
         "file_bytes_4k": slots * 4096,
         "file_bytes_64k": slots * 65536,
-        "zswap_objects": (one << WORD_BITS) - 1 if bound else one << bits,
+        "zswap_objects": objects_of(lay),
         "shared_ids" if direct else "ids": ids,
         "count_in_entry": counts,
         "count": COUNT_MAX,
         "same_filled": same,
-        "does_not_fit": [name for name, value in SAMPLES.items()
-                         if (value != 0 if bound else same32_make(value, bits) < 0)],
+        "does_not_fit": [name for name, value in SAMPLES.items() if same_of(lay, value) < 0],
     }
+
+
+# Handles that zswap can have: a word that has nothing else keeps one value for "none".
+cdef uint64_t objects_of(const Layout* lay) noexcept:
+    if lay.has & BOUND_TO_SLOTS:
+        return (<uint64_t>1 << (OBJECT_BITS if lay.has & HAS_BYTES else WORD_BITS)) - 1
+    return <uint64_t>1 << lay.payload_bits
+
+
+# The payload of a value that repeats; -1: it does not fit. swap_table has nothing but the type for it.
+cdef int64_t same_of(const Layout* lay, uint64_t value) noexcept:
+    if lay.has & BOUND_TO_SLOTS and not lay.has & HAS_BYTES:
+        return 0 if value == 0 else -1
+    return same32_make(value, lay.payload_bits)
 
 
 cdef const Layout* layout_of(str design) except NULL:
@@ -823,7 +1141,7 @@ cdef class Map32:
 
     cdef uint64_t given(self, uint64_t entry, bint numbered) except 0:
         cdef const Layout* lay = self.map.lay
-        cdef int type = e.entry_type(entry), bits = lay.payload_bits
+        cdef int type = e.entry_type(entry)
         cdef uint64_t payload = e.entry_payload(entry)
         cdef int64_t same
         if type == e.FREE or type > e.CACHE or entry != e.entry_seen(entry):
@@ -833,8 +1151,7 @@ cdef class Map32:
                 raise ValueError("CACHE is the entry of an id that is shared")
             payload = 0
         elif type == e.SAME:
-            same = (0 if e.same_value(entry) == 0 else -1) if lay.has & BOUND_TO_SLOTS else same32_make(
-                e.same_value(entry), bits)
+            same = same_of(lay, e.same_value(entry))
             if same < 0:
                 raise OverflowError(f"{self.design}: a word of 32 bits has no room for the value that repeats")
             payload = <uint64_t>same
@@ -851,14 +1168,15 @@ cdef class Map32:
     cdef int check_payload(self, int type, uint64_t last) except -1:
         """Refuse a payload that does not fit."""
         cdef const Layout* lay = self.map.lay
-        if lay.has & BOUND_TO_SLOTS:
-            # A slot stands for the id's own. A handle has a word of zswap's, but for 0.
-            if type == e.ZSWAP and last >= 0xFFFFFFFFu:
-                raise OverflowError(f"a zswap handle of {self.design} is below 2**32 - 1")
-        elif type != e.CACHE and last >> lay.payload_bits:
-            raise OverflowError(f"a payload of {self.design} has {lay.payload_bits} bits: {last:,} does not fit")
-        elif type == e.SLOT and last >= self.map.slots:
-            raise OverflowError(f"the swap file has {self.map.slots:,} slots: there is no slot {last:,}")
+        cdef uint64_t objects = objects_of(lay)
+        if type == e.ZSWAP and last >= objects:
+            raise OverflowError(f"a zswap handle of {self.design} is below {objects:,}: {last:,} does not fit")
+        # In bound designs a slot stands for the id's own.
+        if type == e.SLOT and not lay.has & BOUND_TO_SLOTS:
+            if not lay.has & HAS_REDIRECT and last >> lay.payload_bits:
+                raise OverflowError(f"a payload of {self.design} has {lay.payload_bits} bits: {last:,} does not fit")
+            if last >= self.map.slots:
+                raise OverflowError(f"the swap file has {self.map.slots:,} slots: there is no slot {last:,}")
         return 0
 
     cdef uint64_t shown(self, uint64_t entry) noexcept:
@@ -1167,10 +1485,11 @@ cdef class Map32:
     def swapoff(self):
         """Empty the swap file: ``(ids that left it, nanoseconds)``. See ``Map.swapoff``.
 
-        A direct id is found by looking at every holder, and so are all of swap_table's, whose ids end.
+        A direct id is found by looking at every holder, and so are all of slot and swap_table, whose ids end; vswap's
+        through its reverse map, the others' through all ids.
         """
         cdef Map* m = self.map
-        cdef uint64_t holder, entry, moved = 0
+        cdef uint64_t holder, entry, moved = 0, at = 0
         cdef uint32_t id = 0, seen
         cdef int64_t began
         with nogil:
@@ -1193,9 +1512,8 @@ cdef class Map32:
                     if map_try_owner(m, map_owner(m, id, holder), direct_entry(id)):
                         moved += 1
                         map_unlock_owner(m, map_owner(m, id, holder), entry32(e.ZSWAP, moved))
-            id = 0
             while not m.lay.has & BOUND_TO_SLOTS:
-                id = map_next(m, id)
+                id = map_next(m, &at)
                 if id == 0:
                     break
                 moved += 1

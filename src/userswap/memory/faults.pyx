@@ -39,6 +39,7 @@ from userswap.native.us cimport (
     us_word_wait,
 )
 from userswap.reclaim.reclaim cimport reclaim_charge, reclaim_uncharge
+from userswap.swap.holder cimport holder_release
 from userswap.swap.kin cimport kin_after_fork, kin_before_fork
 from userswap.swap.map cimport HolderOps, SwapMap
 from userswap.swap.space cimport (
@@ -179,14 +180,6 @@ cdef uint64_t word_trylock(void* ctx, uint64_t holder, uint64_t id) noexcept nog
     return word_id(word)
 
 
-cdef void word_unlock(void* ctx, uint64_t holder, uint64_t id) noexcept nogil:
-    cdef uint64_t* at = <uint64_t*>holder
-    cdef uint64_t word = us_load(at)
-    us_assert((word & BUSY) != 0 and word_id(word) != 0, "who unlocks a word has it locked")
-    us_chaos()
-    us_word_release(at, word_make(word_state(word), id) | (word & YOUNG), WAITERS)
-
-
 cdef uint64_t word_next(void* ctx, uint64_t after, uint64_t* id) noexcept nogil:
     """By address, over all words of the arena that were ever in use: regions may come and go meanwhile."""
     cdef uint64_t* at = <uint64_t*>after
@@ -208,7 +201,6 @@ cdef uint64_t word_next(void* ctx, uint64_t after, uint64_t* id) noexcept nogil:
 
 cdef HolderOps holder_ops
 holder_ops.trylock = word_trylock
-holder_ops.unlock = word_unlock
 holder_ops.next = word_next
 
 
@@ -240,7 +232,7 @@ cdef int fill_from_peer(MemoryPool* pool, uint64_t id, char* target, uint64_t by
             frame_vacate(target, bytes)
         else:
             us_add(&pool.swap.cache_hits, 1)
-    word_unlock(pool, peer, id)
+    holder_release(word, id)
     return error
 
 

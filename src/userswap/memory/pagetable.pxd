@@ -1,4 +1,5 @@
-# The page-table word: 64 bits for each folio of a region. Helpers only; no state lives here.
+# The page-table word: 64 bits for each folio of a region. Helpers only; no state lives here. Where the id is and what
+# locks the word is the swap room's to say (swap/holder.pxd), since where an id is its entry, that room changes it.
 #
 #   63                    16 15        5   4      3       2    1 0
 #   +-----------------------+-----------+------+---------+-----+-----+
@@ -15,20 +16,22 @@
 # Pins change only while BUSY is clear; a folio with pins is resident and stays.
 from libc.stdint cimport uint64_t
 
+from userswap.swap.holder cimport HOLDER_BUSY, HOLDER_ID_SHIFT, HOLDER_WAITERS
+
 cdef enum:
     EMPTY = 0
     DIRTY = 1
     CLEAN = 2
     SWAPPED = 3
     STATE_MASK = 3
-    BUSY = 4
-    WAITERS = 8
+    BUSY = HOLDER_BUSY
+    WAITERS = HOLDER_WAITERS
     YOUNG = 16
     PIN_SHIFT = 5
     PIN_ONE = 32
     PIN_MAX = 2047
     PIN_MASK = 65504
-    ID_SHIFT = 16
+    ID_SHIFT = HOLDER_ID_SHIFT
 
 cdef inline int word_state(uint64_t word) noexcept nogil:
     return <int>(word & STATE_MASK)

@@ -25,13 +25,11 @@
 # - the swap cache changes under the entry's lock, so that "storage or cache" is one decision.
 from libc.stdint cimport int64_t, uint64_t
 
-# What the holders' side gives to the map. A holder is a token below 2**48 that is not 0 and does not change while
-# the reference exists (the address of the page-table word); holders of a run are 8 apart.
+# What the holders' side gives to the map. A holder is the address of a word with an id in it (holder.pxd): below
+# 2**48, and the same while the reference exists; holders of a run are 8 apart.
 cdef struct HolderOps:
-    # Locks the holder if it has this id (any, if 0), and nobody is at it: the id, or 0.
+    # Locks a holder that may be gone, if it has this id (any, if 0) and nobody is at it: the id, or 0.
     uint64_t (*trylock)(void* ctx, uint64_t holder, uint64_t id) noexcept nogil
-    # Unlocks it, with `id` in it from now on.
-    void (*unlock)(void* ctx, uint64_t holder, uint64_t id) noexcept nogil
     # The first holder after this one (0: of all) that has an id just now; 0: there is none. Locks nothing.
     uint64_t (*next)(void* ctx, uint64_t after, uint64_t* id) noexcept nogil
 

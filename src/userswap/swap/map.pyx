@@ -5,7 +5,7 @@ design with it, the lab measures with it: one call at a time, or loops that run 
 the GIL. Touches nothing but the map it made.
 
 The window plays the rooms above and below a map. Above: a table of *holders*, the page-table words, one word
-each:  | id (48) | .. | WAITERS | BUSY |. Below: a table of *objects*, storage that remembers its owner.
+each (holder.pxd). Below: a table of *objects*, storage that remembers its owner.
 """
 cimport cython
 from libc.errno cimport EOVERFLOW
@@ -29,6 +29,9 @@ from userswap.swap.designs.sparse cimport sparse_design
 from userswap.swap.designs.swap_table cimport swap_table_design
 from userswap.swap.designs.two_trees cimport two_trees_design
 from userswap.swap.designs.vswap cimport vswap_design
+from userswap.swap.holder cimport (
+    HOLDER_BUSY as BUSY, HOLDER_ID_SHIFT as ID_SHIFT, HOLDER_WAITERS as WAITERS, holder_id,
+)
 from userswap.swap.traced cimport (
     EVENT_ALLOC, EVENT_CACHE, EVENT_CACHED, EVENT_COUNT, EVENT_DUP, EVENT_FAULT, EVENT_FREE, EVENT_KINDS, EVENT_MORE,
     EVENT_MOVE, EVENT_PUT, EVENT_RUN, EVENT_UNCACHE, EVENT_WRITEBACK, traced_design, traced_events,
@@ -83,11 +86,6 @@ def slot(int device, uint64_t offset, int slots=16, bint raw=True):
     return e.slot_make(device, offset, slots, raw)
 
 
-cdef enum:
-    BUSY = 1
-    WAITERS = 2
-    WORD_ID = 2                 # shift
-
 cdef int64_t PATIENCE = 60 * <int64_t>1000000000     # ns that a thread of run() waits for the others
 
 cdef inline uint64_t next_random(uint64_t* state) noexcept nogil:
@@ -107,21 +105,16 @@ cdef uint64_t table_trylock(void* ctx, uint64_t holder, uint64_t id) noexcept no
     cdef uint64_t* word = <uint64_t*>holder
     cdef uint64_t seen = us_load(word)
     us_chaos()
-    if seen & BUSY or seen >> WORD_ID == 0 or (id and seen >> WORD_ID != id):
+    if seen & BUSY or holder_id(seen) == 0 or (id and holder_id(seen) != id):
         return 0
-    return seen >> WORD_ID if us_cas(word, seen, seen | BUSY) else 0
-
-
-cdef void table_unlock(void* ctx, uint64_t holder, uint64_t id) noexcept nogil:
-    us_chaos()
-    us_word_release(<uint64_t*>holder, id << WORD_ID, WAITERS)
+    return holder_id(seen) if us_cas(word, seen, seen | BUSY) else 0
 
 
 cdef uint64_t table_next(void* ctx, uint64_t after, uint64_t* id) noexcept nogil:
     cdef Table* table = <Table*>ctx
     cdef uint64_t i = (after - <uint64_t>table.words) // 8 + 1 if after else 0
     while i < table.most:
-        id[0] = us_load(&table.words[i]) >> WORD_ID
+        id[0] = holder_id(us_load(&table.words[i]))
         if id[0]:
             return <uint64_t>&table.words[i]
         i += 1
@@ -130,7 +123,6 @@ cdef uint64_t table_next(void* ctx, uint64_t after, uint64_t* id) noexcept nogil
 
 cdef HolderOps holder_ops
 holder_ops.trylock = table_trylock
-holder_ops.unlock = table_unlock
 holder_ops.next = table_next
 
 
@@ -248,7 +240,7 @@ cdef class Map:
 
     cdef uint64_t* held(self, uint64_t holder) except NULL:
         cdef uint64_t* word = self.word(holder)
-        if us_load(word) >> WORD_ID == 0:
+        if holder_id(us_load(word)) == 0:
             raise ValueError(f"holder {holder} has no id")
         return word
 
@@ -260,7 +252,7 @@ cdef class Map:
 
     def id(self, uint64_t holder):
         """The id that a holder has, 0 for none."""
-        return us_load(self.word(holder)) >> WORD_ID
+        return holder_id(us_load(self.word(holder)))
 
     # ---- the calls of a map ----
 
@@ -273,7 +265,7 @@ cdef class Map:
             id = self.map.ops.alloc(self.map, entry, <uint64_t>word)
         if id == 0:
             raise MemoryError("no memory or no slot for another swap id")
-        us_store(word, id << WORD_ID)
+        us_store(word, id << ID_SHIFT)
 
     def alloc_run(self, uint64_t holder, entries):
         """Ids for the folios of a large one, into holders in a row: whether there were as many."""
@@ -292,7 +284,7 @@ cdef class Map:
             done = self.map.ops.alloc_run(self.map, given, <uint64_t>&self.table.words[holder], n, ids)
         if done:
             for i in range(n):
-                us_store(&self.table.words[holder + i], ids[i] << WORD_ID)
+                us_store(&self.table.words[holder + i], ids[i] << ID_SHIFT)
         return done
 
     def lock(self, uint64_t holder):
@@ -308,12 +300,12 @@ cdef class Map:
         cdef uint64_t* word = self.held(holder)
         check_entry(entry)
         with nogil:
-            us_word_release(word, self.map.ops.unlock(self.map, us_load(word) >> WORD_ID, entry) << WORD_ID, WAITERS)
+            us_word_release(word, self.map.ops.unlock(self.map, holder_id(us_load(word)), entry) << ID_SHIFT, WAITERS)
 
     def owner(self, uint64_t holder):
         """What the storage of a holder's id has to remember."""
         cdef uint64_t* word = self.held(holder)
-        return self.map.ops.owner(self.map, us_load(word) >> WORD_ID, <uint64_t>word)
+        return self.map.ops.owner(self.map, holder_id(us_load(word)), <uint64_t>word)
 
     def try_owner(self, uint64_t owner, uint64_t entry):
         """From the side of storage: lock the entry if it still is this one and nobody is at it; whether it did."""
@@ -343,7 +335,7 @@ cdef class Map:
         """The only SLOT entry that the holder's id may have, in a bound design; else ``None``."""
         if self.map.ops.home == NULL:
             return None
-        return self.map.ops.home(self.map, us_load(self.held(holder)) >> WORD_ID)
+        return self.map.ops.home(self.map, holder_id(us_load(self.held(holder))))
 
     def dup(self, uint64_t holder, uint64_t into):
         """One reference more, for an empty holder."""
@@ -362,7 +354,7 @@ cdef class Map:
         with nogil:
             id = word_lock(word)
             error = self.map.ops.dup(self.map, &id, n, &moved)
-            us_word_release(word, id << WORD_ID, WAITERS)
+            us_word_release(word, id << ID_SHIFT, WAITERS)
         if error == -EOVERFLOW:
             raise OverflowError(f"a swap count of {self.design} goes to {self.map.ops.count_max}")
         if error:
@@ -382,7 +374,7 @@ cdef class Map:
             few = n >= self.map.ops.count(self.map, id)
             if not few:
                 left = self.map.ops.put(self.map, id, n, &entry)
-            us_word_release(word, id << WORD_ID, WAITERS)
+            us_word_release(word, id << ID_SHIFT, WAITERS)
         if few:
             raise ValueError("the holder's own reference would be gone: put it")
         return left
@@ -403,12 +395,12 @@ cdef class Map:
         """Give back an id whose last reference was put."""
         cdef uint64_t* word = self.held(holder)
         with nogil:
-            self.map.ops.free(self.map, us_load(word) >> WORD_ID)
+            self.map.ops.free(self.map, holder_id(us_load(word)))
             us_word_release(word, 0, WAITERS)
 
     def count(self, uint64_t holder):
         """How many references an id has."""
-        return self.map.ops.count(self.map, us_load(self.held(holder)) >> WORD_ID)
+        return self.map.ops.count(self.map, holder_id(us_load(self.held(holder))))
 
     def cache(self, uint64_t holder, uint64_t folio):
         """Say which folio (0: none) has the bytes of a holder's id, which the caller has locked."""
@@ -419,13 +411,13 @@ cdef class Map:
         if not us_load(word) & BUSY:
             raise ValueError("the swap cache changes under the lock of the entry")
         with nogil:
-            error = self.map.ops.cache(self.map, us_load(word) >> WORD_ID, folio)
+            error = self.map.ops.cache(self.map, holder_id(us_load(word)), folio)
         if error:
             raise MemoryError("no memory for a word of the swap cache")
 
     def cached(self, uint64_t holder):
         """The folio that has the bytes of a holder's id, 0 for none."""
-        return self.map.ops.cached(self.map, us_load(self.held(holder)) >> WORD_ID)
+        return self.map.ops.cached(self.map, holder_id(us_load(self.held(holder))))
 
     def ids(self):
         """How many ids are live."""
@@ -506,7 +498,7 @@ cdef class Map:
                 raise ValueError("there is no such holder")
             if (words[holders[i]] == 0) != (kind < 2):
                 raise ValueError(f"holder {holders[i]} has {'an' if kind < 2 else 'no'} id")
-            if kind == 12 and references > ops.count(m, words[holders[i]] >> WORD_ID):
+            if kind == 12 and references > ops.count(m, holder_id(words[holders[i]])):
                 raise ValueError(f"the id of holder {holders[i]} has fewer references")
         i = 0
         step = <uint64_t>1 << e.ENTRY_PAYLOAD_SHIFT
@@ -520,7 +512,7 @@ cdef class Map:
                 olds = <uint64_t*>reserve(n * 8)
                 owners = <uint64_t*>reserve(n * 8)
                 for i in range(n if olds != NULL and owners != NULL else 0):
-                    id = words[holders[i]] >> WORD_ID
+                    id = holder_id(words[holders[i]])
                     olds[i] = ops.lock(m, id)
                     ops.unlock(m, id, olds[i])
                     owners[i] = ops.owner(m, id, <uint64_t>&words[holders[i]])
@@ -539,11 +531,11 @@ cdef class Map:
             began = us_read(&self.started) if together > 1 else us_now()
             while i < n and not failed:
                 word = &words[holders[i]]
-                id = word[0] >> WORD_ID
+                id = holder_id(word[0])
                 if kind == 0:
                     id = ops.alloc(m, entry, <uint64_t>word)
                     failed = id == 0
-                    word[0] = id << WORD_ID
+                    word[0] = id << ID_SHIFT
                     entry += step
                 elif kind == 1:
                     for j in range(16):
@@ -551,16 +543,16 @@ cdef class Map:
                         entry += step
                     if ops.alloc_run(m, entries, <uint64_t>word, 16, ids):
                         for j in range(16):
-                            word[j] = ids[j] << WORD_ID
+                            word[j] = ids[j] << ID_SHIFT
                     else:
                         for j in range(16):
-                            word[j] = ops.alloc(m, entries[j], <uint64_t>&word[j]) << WORD_ID
+                            word[j] = ops.alloc(m, entries[j], <uint64_t>&word[j]) << ID_SHIFT
                             if word[j] == 0:
                                 failed = 1
                                 break
                     i += 15
                 elif kind == 2:
-                    word[0] = ops.unlock(m, id, ops.lock(m, id)) << WORD_ID
+                    word[0] = ops.unlock(m, id, ops.lock(m, id)) << ID_SHIFT
                 elif kind == 3:
                     id = ops.unlock(m, id, ops.lock(m, id))
                     word[0] = 0
@@ -576,19 +568,19 @@ cdef class Map:
                     if id != before:
                         # Its storage has to be told: what that takes of the map is a part of the dup.
                         ops.owner(m, id, <uint64_t>word)
-                    word[0] = id << WORD_ID
+                    word[0] = id << ID_SHIFT
                     if kind == 5 and not failed:
-                        words[into[i]] = id << WORD_ID
+                        words[into[i]] = id << ID_SHIFT
                 elif kind == 6:
                     ops.count(m, id)
                 elif kind == 7:
                     seen = ops.lock(m, id)
                     failed = ops.cache(m, id, <uint64_t>word)
-                    word[0] = ops.unlock(m, id, seen) << WORD_ID
+                    word[0] = ops.unlock(m, id, seen) << ID_SHIFT
                 elif kind == 8:
                     seen = ops.lock(m, id)
                     ops.cache(m, id, 0)
-                    word[0] = ops.unlock(m, id, seen) << WORD_ID
+                    word[0] = ops.unlock(m, id, seen) << ID_SHIFT
                 elif kind == 9:
                     seen += ops.cached(m, id)
                 elif kind == 12:
@@ -752,17 +744,17 @@ cdef class Map:
                         shadow[ref + <uint64_t>j].entry = entries[j]
                         shadow[ref + <uint64_t>j].owner = ops.owner(m, ids[j], <uint64_t>(word + j))
                         shadow[ref + <uint64_t>j].count = 1
-                        us_store(word + j, ids[j] << WORD_ID)
+                        us_store(word + j, ids[j] << ID_SHIFT)
                     if wrong:
                         break
                     i += run
                 else:
-                    id = us_load(word) >> WORD_ID
+                    id = holder_id(us_load(word))
                     if shadow[ref].count == 0 or kind == EVENT_MORE:
                         wrong = WRONG_EMPTY
                         break
                     if kind <= EVENT_UNCACHE:
-                        us_store(word, id << WORD_ID | BUSY)
+                        us_store(word, id << ID_SHIFT | BUSY)
                         seen = ops.lock(m, id)
                         if seen != shadow[ref].entry or e.entry_type(seen) != types[i] & 15:
                             wrong = WRONG_ENTRY
@@ -783,7 +775,7 @@ cdef class Map:
                         id = ops.unlock(m, id, seen)
                         if id != before:
                             shadow[ref].owner = ops.owner(m, id, <uint64_t>word)
-                        us_store(word, id << WORD_ID)
+                        us_store(word, id << ID_SHIFT)
                     elif kind == EVENT_WRITEBACK or kind == EVENT_MOVE:
                         wanted = replayed_entry(types[i] >> 4, values[i], i)
                         if (e.entry_type(shadow[ref].entry) != types[i] & 15
@@ -803,7 +795,7 @@ cdef class Map:
                             wrong = WRONG_COUNT
                             break
                         before = id
-                        us_store(word, id << WORD_ID | BUSY)
+                        us_store(word, id << ID_SHIFT | BUSY)
                         error = ops.dup(m, &id, values[i], &moved)
                         if error:
                             wrong = WRONG_OVERFLOW if error == -EOVERFLOW else WRONG_MEMORY
@@ -811,7 +803,7 @@ cdef class Map:
                         if id != before:
                             shadow[ref].owner = ops.owner(m, id, <uint64_t>word)
                         shadow[ref].count += values[i]
-                        us_store(word, id << WORD_ID)
+                        us_store(word, id << ID_SHIFT)
                     elif kind == EVENT_PUT:
                         if not 1 <= values[i] < shadow[ref].count:
                             wrong = WRONG_COUNT
@@ -824,7 +816,7 @@ cdef class Map:
                         if values[i] != shadow[ref].count:
                             wrong = WRONG_COUNT
                             break
-                        us_store(word, id << WORD_ID | BUSY)
+                        us_store(word, id << ID_SHIFT | BUSY)
                         if ops.put(m, id, values[i], &seen) != 0 or seen != shadow[ref].entry:
                             wrong = WRONG_PUT
                             break
@@ -894,17 +886,17 @@ cdef class Map:
                     if live == 0 or (live < spares - 32 and (r < 40 or (r < 46 and _round & 4096))):
                         id = word_lock(&self.table.words[holders[i]])
                         if ops.dup(m, &id, 1, &word) == 0:
-                            self.table.words[spare + live] = id << WORD_ID
+                            self.table.words[spare + live] = id << ID_SHIFT
                             live += 1
                         else:
                             wrong += 1
-                        us_word_release(&self.table.words[holders[i]], id << WORD_ID, WAITERS)
+                        us_word_release(&self.table.words[holders[i]], id << ID_SHIFT, WAITERS)
                         if ops.count(m, id) < 2:
                             wrong += 1
                     else:
                         live -= 1
                         k = (next_random(&state) % (live + 1))
-                        id = self.table.words[spare + k] >> WORD_ID
+                        id = holder_id(self.table.words[spare + k])
                         self.table.words[spare + k] = self.table.words[spare + live]
                         self.table.words[spare + live] = 0
                         left = ops.put(m, id, 1, &word)
@@ -923,13 +915,13 @@ cdef class Map:
                     elif r < 140:
                         wrong += ops.cache(m, id, 0) != 0
                     id = ops.unlock(m, id, self.other(ops, id, i, next_random(&state)))
-                    us_word_release(&self.table.words[holders[i]], id << WORD_ID, WAITERS)
+                    us_word_release(&self.table.words[holders[i]], id << ID_SHIFT, WAITERS)
                     owner = ops.cached(m, id)
                     if owner != 0 and owner != <uint64_t>(i + 1):
                         wrong += 1
                 elif r < 220:
                     # This thread has a reference, so that the id is live; the entry is a guess.
-                    id = us_load(&self.table.words[holders[i]]) >> WORD_ID
+                    id = holder_id(us_load(&self.table.words[holders[i]]))
                     owner = ops.owner(m, id, <uint64_t>&self.table.words[holders[i]])
                     word = self.other(ops, id, i, next_random(&state))
                     if ops.try_owner(m, owner, word):
@@ -962,7 +954,7 @@ cdef class Map:
                                 run = j
                                 break
                     for j in range(run):
-                        us_store(&self.table.words[mine + j], ids[j] << WORD_ID)
+                        us_store(&self.table.words[mine + j], ids[j] << ID_SHIFT)
                     for j in range(run):
                         id = word_lock(&self.table.words[mine + j])
                         word = ops.lock(m, id)
@@ -971,7 +963,7 @@ cdef class Map:
                         if ops.try_owner(m, ops.owner(m, id, <uint64_t>&self.table.words[mine + j]), word):
                             wrong += 1
                         id = ops.unlock(m, id, word ^ (<uint64_t>1 << (e.ENTRY_PAYLOAD_SHIFT + 1)))
-                        us_word_release(&self.table.words[mine + j], id << WORD_ID, WAITERS)
+                        us_word_release(&self.table.words[mine + j], id << ID_SHIFT, WAITERS)
                     for j in range(run):
                         id = word_lock(&self.table.words[mine + j])
                         if (ops.put(m, id, 1, &word) != 0
@@ -980,7 +972,7 @@ cdef class Map:
                         ops.free(m, id)
                         us_word_release(&self.table.words[mine + j], 0, WAITERS)
             for k in range(live):
-                id = self.table.words[spare + k] >> WORD_ID
+                id = holder_id(self.table.words[spare + k])
                 self.table.words[spare + k] = 0
                 if ops.put(m, id, 1, &word) < 1:
                     wrong += 1
@@ -1071,7 +1063,7 @@ cdef class Map:
                     self.objects[at].owner = ops.owner(m, id, <uint64_t>word)
                     us_unlock(&self.storage)
                     us_chaos()
-                    us_word_release(word, id << WORD_ID, WAITERS)
+                    us_word_release(word, id << ID_SHIFT, WAITERS)
                     outs += 1
                     continue
                 id = word_lock(word)
@@ -1106,8 +1098,8 @@ cdef class Map:
                                 self.object_of(entry).owner = ops.owner(m, id, <uint64_t>word)
                                 us_unlock(&self.storage)
                             tags[other - first] = tags[h]
-                            us_store(&self.table.words[other], id << WORD_ID)
-                us_word_release(word, id << WORD_ID, WAITERS)
+                            us_store(&self.table.words[other], id << ID_SHIFT)
+                us_word_release(word, id << ID_SHIFT, WAITERS)
             us_add(&self.ended, 1)
         munmap(tags, holders * 8)
         return faults, outs, wrong
@@ -1174,4 +1166,4 @@ cdef uint64_t word_lock(uint64_t* word) noexcept nogil:
         if seen & BUSY:
             us_word_wait(word, seen, WAITERS)
         elif us_cas(word, seen, (seen | BUSY) & ~<uint64_t>WAITERS):
-            return seen >> WORD_ID
+            return holder_id(seen)

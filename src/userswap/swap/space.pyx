@@ -34,6 +34,7 @@ from userswap.swap.entry cimport (
     SAME, SLOT, ZSWAP, entry_make, entry_payload, entry_type, same_fits, same_make, same_value, slot_count,
     slot_device, slot_make, slot_offset, slot_raw,
 )
+from userswap.swap.holder cimport holder_release
 from userswap.swap.kin cimport kin_alive
 from userswap.swap.map cimport HolderOps, SwapMapOptions, swap_map_design
 
@@ -336,7 +337,7 @@ cdef uint64_t share(SwapSpace* s, Worker* worker, uint64_t hash, uint64_t holder
             alike = stored_alike(s, worker, entry, bytes, length, raw)
             id = s.map.ops.unlock(s.map, id, entry)
             alike = alike and swap_dup(s, &id, candidates[i]) == 0
-            s.holders.unlock(s.holders_ctx, candidates[i], id)
+            holder_release(<uint64_t*>candidates[i], id)
         if alike:
             us_add(&s.dedupe.shared, 1)
             us_add(&s.dedupe.bytes_saved, length)

@@ -5,7 +5,7 @@ swapfiles"). Two kinds of ids:
 
   direct     1 | type (2) | payload (45): the entry itself, written into the one page-table word that holds it. No
              memory in the map, no lookup, no lock but the word's own BUSY. Storage remembers the *holder*, the
-             address of that word; who moves the data locks the word through HolderOps and writes another id into it.
+             address of that word; who moves the data locks the word (swap/holder.pxd) and writes another id into it.
   numbered   0 | number (47): a word in a radix tree, made by the first dup. Storage remembers the number, and moves
              touch that word only, however many holders there are.
 
@@ -50,6 +50,7 @@ from userswap.swap.entry cimport (
     CACHE, ENTRY_CACHED, ENTRY_GONE, ENTRY_LOCKED, ENTRY_PAYLOAD_BITS, ENTRY_TOP_SHIFT, FREE, SLOT,
     entry_make, entry_payload, entry_type, slot_device,
 )
+from userswap.swap.holder cimport holder_release, holder_try
 from userswap.swap.idtree cimport (
     IdTree, id_alloc, id_aside, id_beside, id_free, id_next, id_take, id_word, idtree_end, idtree_init, side_at,
     side_clear, side_set, word_lock, word_try, word_unlock,
@@ -216,14 +217,14 @@ cdef uint64_t on_demand_owner(SwapMap* map, uint64_t id, uint64_t holder) noexce
 cdef bint on_demand_try_owner(SwapMap* map, uint64_t owner, uint64_t entry) noexcept nogil:
     cdef OnDemand* m = <OnDemand*>map
     if owner & OWNER_HOLDER:
-        return m.holders.trylock(m.ctx, owner & ~OWNER_HOLDER, direct_id(entry)) != 0
+        return holder_try(<uint64_t*>(owner & ~OWNER_HOLDER), direct_id(entry))
     return word_try(id_word(&m.tree, owner), entry)
 
 
 cdef void on_demand_unlock_owner(SwapMap* map, uint64_t owner, uint64_t entry) noexcept nogil:
     cdef OnDemand* m = <OnDemand*>map
     if owner & OWNER_HOLDER:
-        m.holders.unlock(m.ctx, owner & ~OWNER_HOLDER, direct_id(entry))
+        holder_release(<uint64_t*>(owner & ~OWNER_HOLDER), direct_id(entry))
     else:
         word_unlock(id_word(&m.tree, owner), entry, COUNT_FIELD | ENTRY_CACHED)
 
