@@ -210,7 +210,7 @@ def test_contenders_that_need_root(name: str, capsys: Any, nothing_stays: None) 
     spec = Spec("plain", "update", 64 * MIB, 32 * MIB)
     first = runner.attempt(CONTENDERS["plain"], spec, None)
     contender = CONTENDERS[name]
-    expected = runs.Expected(first.run.result, first.run.base)
+    expected = runs.Expected(first.run.result, first.run.base, first.used)
     try:
         with runs.alone(runner.stop):
             seen = runner.attempt(contender, replace(spec, memory=contender.memory), expected)
@@ -258,7 +258,7 @@ def test_a_program_that_fails_leaves_nothing(nothing_stays: None) -> None:
     spec = Spec("plain", "no such program", 32 * MIB, 32 * MIB)
     for name in ("zram lz4", "zswap"):
         with runs.alone(runner.stop), pytest.raises(runs.NotPossible, match=r"no such program|needs|kernel"):
-            runner.attempt(CONTENDERS[name], spec, runs.Expected(None, 0))
+            runner.attempt(CONTENDERS[name], spec, runs.Expected(None, 0, 32 * MIB))
 
 
 def test_userswap_that_fails_is_not_passed_over(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -334,7 +334,9 @@ def made_up(**seconds: float) -> Results:
     for name, time_taken in seconds.items():
         figures = {"fault_ns_p50": 10, "fault_ns_p99": 50}
         run = workloads.Run(0, time_taken, 1e9, time_taken / 2, 0.0, 10**9, 10**9, 0.0, 1, figures)
-        seen = runs.Seen(run, 32 * MIB, kernelswap.Pool(0, 0), 0, killed=int(name == "zswap"))
+        seen = runs.Seen(
+            run, 32 * MIB, kernelswap.Pool(0, 0), 0, killed=int(name == "zswap"), lifted=2 * int(name == "zswap")
+        )
         results.samples.append(Sample.of(case, name, 0, seen))
     return results
 
@@ -360,6 +362,7 @@ def test_bars_are_judged() -> None:
 def test_what_the_table_has_no_room_for_is_said() -> None:
     results = made_up(plain=0.1, userswap=1.0, zswap=21.0)
     assert any("Killed by the kernel" in note and "zswap 1 in scan" in note for note in report.notes(results))
+    assert any("limit lifted: zswap 2 times in scan" in note for note in report.notes(results))
     assert not any("could not be held" in note for note in report.notes(results))
     results.samples[-1] = replace(results.samples[-1], used=40 * MIB)
     assert any(note.startswith("zswap: could not be held to 32 MiB") for note in report.notes(results))

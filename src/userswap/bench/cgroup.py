@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from userswap.budget import memory_hierarchies, number
 from userswap.errors import BenchError
 
 __all__ = ["Cgroup", "new_cgroup", "why_no_cgroup"]
+
+LIFT = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,20 @@ class Cgroup:
         return int(dict(line.split() for line in file.read_text().splitlines()).get("oom_kill", 0))
 
     def limit(self, size: int) -> None:
-        """Limit memory and page cache."""
+        """Limit memory and page cache. In version 1 nobody is killed: who finds no memory waits (see `let_go_on`)."""
         (self.path / ("memory.max" if self.version == 2 else "memory.limit_in_bytes")).write_text(str(size))
+        if self.version == 1:
+            (self.path / "memory.oom_control").write_text("1")
+
+    def let_go_on(self, limit: int) -> bool:
+        """Wake who waits for memory, by lifting the limit for a moment; say whether somebody did."""
+        if self.version == 2 or "under_oom 1" not in (self.path / "memory.oom_control").read_text():
+            return False
+        self.limit(limit + LIFT)
+        # The kernel may need more than one attempt to get below it again.
+        with suppress(OSError):
+            self.limit(limit)
+        return True
 
 
 def hierarchy() -> tuple[int, Path]:

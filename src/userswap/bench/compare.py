@@ -67,6 +67,7 @@ class Sample(Case):
     limit: int
     corrections: int
     killed: int
+    lifted: int
 
     @classmethod
     def of(cls, case: Case, contender: str, turn: int, seen: Seen) -> "Sample":
@@ -74,6 +75,7 @@ class Sample(Case):
         return cls(
             **asdict(case), contender=contender, round=turn, run=seen.run, used=seen.used, pool=seen.pool.used,
             limit=seen.limit, corrections=seen.corrections, killed=seen.killed,
+            lifted=seen.lifted,
         )  # fmt: skip
 
     @property
@@ -200,7 +202,7 @@ def measure_all(results: Results, stop: Stop, step: Callable[[str], None]) -> No
             str(options.directory),
         )  # fmt: skip
         first = runner.attempt(CONTENDERS["plain"], spec, None)
-        expected = Expected(first.run.result, first.run.base)
+        expected = Expected(first.run.result, first.run.base, first.used)
         out: set[str] = set()
         for turn in range(options.rounds):
             for name in turned(options.contenders, turn):

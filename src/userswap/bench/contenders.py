@@ -15,7 +15,7 @@ from pathlib import Path
 from userswap.bench import kernelswap
 from userswap.bench.cgroup import why_no_cgroup
 from userswap.bench.kernelswap import Swap
-from userswap.bench.workloads import Workload
+from userswap.bench.workloads import NEEDED_BY, Workload
 from userswap.lab.machine import kibibytes
 
 __all__ = ["CONTENDERS", "Contender", "Plan", "plan"]
@@ -65,8 +65,8 @@ class Contender:
 
     def why_not(self) -> str | None:
         """Say why it can't run here, None if it can."""
-        if self.memory in ("blosc2", "packed") and importlib.util.find_spec("blosc2") is None:
-            return "the blosc2 package is not installed"
+        if any(importlib.util.find_spec(package) is None for package in NEEDED_BY.get(self.memory, ())):
+            return "its package is not installed"
         return why_no_cgroup() if self.limited else None
 
     def why_not_this(self, workload: Workload, threads: int) -> str | None:

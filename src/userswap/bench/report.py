@@ -63,6 +63,9 @@ def notes(results: Results) -> list[str]:
     killed = [f"{s.contender} {s.killed} in {s.workload}" for s in results.samples if s.killed]
     if killed:
         said.append(f"Killed by the kernel for want of memory, and run again: {', '.join(killed)}.")
+    lifted = [f"{s.contender} {s.lifted} times in {s.workload}" for s in results.samples if s.lifted]
+    if lifted:
+        said.append(f"Found no memory although there was swap, and had their limit lifted: {', '.join(lifted)}.")
     return said
 
 
@@ -161,7 +164,7 @@ def write_csv(results: Results, path: Path) -> None:
     """Write one line for each run, and one for each contender that did not run."""
     columns = ("workload", "overcommit", "data", "threads", "contender", "round", "figure", "unit", "seconds",
                "cpu_seconds", "kernel_seconds", "swapped_in", "swapped_out", "used_bytes", "pool_bytes", "limit_bytes",
-               "corrections", "killed", "not_run")  # fmt: skip
+               "corrections", "killed", "lifted", "not_run")  # fmt: skip
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
@@ -170,7 +173,7 @@ def write_csv(results: Results, path: Path) -> None:
             writer.writerow([
                 s.workload, s.overcommit, s.data, s.threads, s.contender, s.round, s.figure, unit, run.seconds,
                 run.cpu_seconds, run.kernel_seconds, run.swapped_in, run.swapped_out, s.used, s.pool, s.limit,
-                s.corrections, s.killed, "",
+                s.corrections, s.killed, s.lifted, "",
             ])  # fmt: skip
         for n in results.not_run:
             row = [n.workload, n.overcommit, n.data, n.threads, n.contender]

@@ -36,6 +36,7 @@ MOST_SECONDS = 30.0
 SECONDS_BY_BYTE = 90 / (1 << 30)
 MOST_KILLED = 3
 """Times that the kernel may kill a contender for want of memory before it is given up."""
+MOST_LIFTED = 250
 LOCK = Path("/run/userswap-bench.lock")
 
 
@@ -107,6 +108,8 @@ class Expected:
     result: Any
     base: int
     """Bytes that the process has before there are arrays."""
+    used: int
+    """Most that it has beside these: a little more than the arrays of its work."""
 
 
 @dataclass
@@ -124,6 +127,8 @@ class Seen:
     """Runs before this one that had other memory than they should, and are not counted."""
     killed: int = 0
     """Runs before this one that the kernel killed for want of memory."""
+    lifted: int = 0
+    """Times that it found no memory, although there was swap, and went on because the limit was lifted for a moment."""
 
 
 @dataclass
@@ -179,7 +184,8 @@ class Runner:
                 if contender.limited:
                     raise NotPossible(str(error)) from None
             charged = cgroup is not None and cgroup.charges_zswap and contender.kernel == "zswap"
-            divided = plan(contender, spec.ram, spec.size, ratio, self.directory, charged=charged)
+            needs = expected.used if expected is not None else spec.size
+            divided = plan(contender, spec.ram, needs, ratio, self.directory, charged=charged)
             try:
                 swap = stack.enter_context(contender.swap(divided))
             except BenchError as error:
@@ -190,9 +196,9 @@ class Runner:
                 limit = divided.limit + expected.base
                 cgroup.limit(limit)
             spec = replace(spec, usage=str(cgroup.usage_file) if cgroup else "")
-            watched = Watched(cgroup, swap, pool_is_charged=charged)
+            watched = Watched(cgroup, swap, limit, pool_is_charged=charged)
             run = self.process(spec, watched)
-            return Seen(run, watched.most - run.base, watched.pool, limit)
+            return Seen(run, watched.most - run.base, watched.pool, limit, lifted=watched.lifted)
 
     def process(self, spec: Spec, watched: "Watched") -> Run:
         """Run a process to its end."""
@@ -232,6 +238,8 @@ class Runner:
             while not select.select([ended], [], [], LOOK_SECONDS)[0]:
                 watched.look(process.pid)
                 self.stop.heed()
+                if watched.lifted > MOST_LIFTED:
+                    raise NotPossible("it found no memory, over and over")
                 if time.monotonic() - began > most:
                     raise NotPossible(f"it was not done after {most:.0f} seconds")
         finally:
@@ -244,9 +252,11 @@ class Watched:
 
     cgroup: Cgroup | None
     swap: Swap
+    limit: int
     pool_is_charged: bool
     """Whether what the cgroup uses has the pool in it."""
     most: int = 0
+    lifted: int = 0
     pool: Pool = field(default_factory=lambda: Pool(0, 0))
 
     def look(self, pid: int) -> None:
@@ -256,3 +266,5 @@ class Watched:
         used += 0 if self.pool_is_charged else pool.used
         if used > self.most:
             self.most, self.pool = used, pool
+        if self.cgroup is not None and self.limit and self.cgroup.let_go_on(self.limit):
+            self.lifted += 1

@@ -5,6 +5,7 @@ compared with the same program's result in ordinary memory. It is written once: 
 memory, in userswap, in a mapped file or in Blosc2 is the contender's business (`Memory`). Threads share the work.
 """
 
+import importlib
 import json
 import os
 import resource
@@ -192,6 +193,7 @@ IN_RAM = ("plain", "userswap")
 MAPPED = (*IN_RAM, "memmap")
 EVERYWHERE = (*MAPPED, "blosc2")
 PACKED = (*EVERYWHERE, "packed")
+NEEDED_BY = {"blosc2": ("blosc2",), "packed": ("blosc2",)}
 NOT_STORED = "it works on arrays in memory, not on stored ones"
 
 
@@ -635,6 +637,8 @@ def run(spec: Spec) -> Run:
     """Run a workload in this process."""
     workload = WORKLOADS[spec.workload]
     memory = Memory(spec)
+    for package in (*workload.needs, *NEEDED_BY.get(spec.memory, ())):
+        importlib.import_module(package)
     base = in_use(spec)
     with place(memory):
         began = time.perf_counter()
