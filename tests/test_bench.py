@@ -366,6 +366,8 @@ def test_what_the_table_has_no_room_for_is_said() -> None:
     assert not any("could not be held" in note for note in report.notes(results))
     results.samples[-1] = replace(results.samples[-1], used=40 * MIB)
     assert any(note.startswith("zswap: could not be held to 32 MiB") for note in report.notes(results))
+    results.samples[-1] = replace(results.samples[-1], used=20 * MIB, pool=MIB)
+    assert any(note.startswith("Had less than it might") and "zswap in scan" in note for note in report.notes(results))
     results.not_run.append(NotRun("scan", 2.0, "2:1", 1, "memmap", "needs root"))
     assert results.why_not(Case("scan", 2.0, "2:1", 1), "memmap") == "needs root"
     assert json.loads(json.dumps(results.as_json()))["not_run"][0] == asdict(results.not_run[0])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from userswap.bench.contenders import CONTENDERS
-from userswap.bench.runs import Expected, NotPossible, Runner, Seen, Stop, Stopped, alone
+from userswap.bench.runs import Expected, NotPossible, Runner, Seen, Stop, Stopped, alone, warm
 from userswap.bench.workloads import WORKLOADS, Run, Spec
 from userswap.lab.machine import Machine, machine
 
@@ -196,6 +196,7 @@ def measure_all(results: Results, stop: Stop, step: Callable[[str], None]) -> No
     options = results.options
     unable = {name: CONTENDERS[name].why_not() for name in options.contenders}
     runner = Runner(options.directory, stop)
+    warm(["userswap.bench.workloads", *sorted({name for w in options.workloads for name in WORKLOADS[w].needs})])
     for case in cases(options):
         spec = Spec(
             "plain", case.workload, int(options.ram * case.overcommit), options.ram, case.data, case.threads,

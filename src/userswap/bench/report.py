@@ -59,6 +59,9 @@ def notes(results: Results) -> list[str]:
         said.append(
             f"{', '.join(more)}: could not be held to {format_size(ram)}, and had more where the table says so."
         )
+    less = [f"{s.contender} in {s.workload}" for s in results.samples if s.pool and s.used < ram * (1 - 2 * WITHIN)]
+    if less:
+        said.append(f"Had less than it might, since no limit gave it more nearly: {', '.join(dict.fromkeys(less))}.")
     said += not_run(results)
     killed = [f"{s.contender} {s.killed} in {s.workload}" for s in results.samples if s.killed]
     if killed:

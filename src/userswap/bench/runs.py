@@ -13,19 +13,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from userswap.bench.cgroup import Cgroup, new_cgroup
-from userswap.bench.contenders import GUESS, Contender, plan
+from userswap.bench.contenders import GUESS, IN_PLACE, Contender, plan
 from userswap.bench.kernelswap import Pool, Swap
 from userswap.bench.workloads import Run, Spec, anonymous
 from userswap.errors import BenchError, UserswapError
 
-__all__ = ["WITHIN", "Expected", "NotPossible", "Runner", "Seen", "Stop", "Stopped", "alone"]
+__all__ = ["WITHIN", "Expected", "NotPossible", "Runner", "Seen", "Stop", "Stopped", "alone", "warm"]
 
 WITHIN = 0.03
 """How far from T the memory of a run may be before its limit is corrected and it is repeated."""
@@ -123,10 +123,12 @@ class Seen:
     """The kernel's compressed pool at that moment."""
     limit: int
     """Of the cgroup; 0: none."""
+    least: bool = False
+    """Whether the limit is as low as it may be."""
     corrections: int = 0
-    """Runs before this one that had other memory than they should, and are not counted."""
+    """Other runs, which were farther off the memory that it should have, and are not counted."""
     killed: int = 0
-    """Runs before this one that the kernel killed for want of memory."""
+    """Other runs that the kernel killed for want of memory."""
     lifted: int = 0
     """Times that it found no memory, although there was swap, and went on because the limit was lifted for a moment."""
 
@@ -140,6 +142,8 @@ class Runner:
     stop: Stop
     ratios: dict[str, float] = field(default_factory=dict)
     """Compressed by plain bytes, by contender and workload, and by contender alone."""
+    totals: dict[str, int] = field(default_factory=dict)
+    """What to divide so that T is used, by contender and workload."""
 
     def attempt(self, contender: Contender, spec: Spec, expected: Expected | None) -> Seen:
         """Run a program once, with its limit corrected until it has the memory that it should have.
@@ -151,31 +155,41 @@ class Runner:
         """
         like = f"{contender.name} {spec.data}"
         key = f"{like} {spec.workload}"
-        corrections = killed = 0
+        killed = 0
+        tried: list[tuple[int, float, int, Seen]] = []
         while True:
             ratio = self.ratios.get(key, self.ratios.get(like, GUESS))
+            total = self.totals.get(key, spec.ram)
             try:
-                seen = self.once(contender, spec, expected, ratio)
+                seen = self.once(contender, spec, expected, ratio, total)
             except Killed as error:
                 # Under the kernel's swap that is so at times: counted and shown, not passed over.
                 killed += 1
                 if killed == MOST_KILLED or not contender.kernel:
                     raise NotPossible(f"{error}{f', {killed} times' if killed > 1 else ''}") from None
                 continue
-            seen.corrections, seen.killed = corrections, killed
             if expected is not None and seen.run.result != expected.result:
                 raise BenchError(f"The result of {spec.workload} under {contender.name} is wrong: please report this.")
-            right = abs(seen.used - spec.ram) <= WITHIN * spec.ram
-            if not contender.pool or right or seen.pool.holds == 0 or corrections == CORRECTIONS:
-                return seen
+            off = abs(seen.used - spec.ram)
+            tried.append((off, ratio, total, seen))
+            if not contender.pool or off <= WITHIN * spec.ram or seen.pool.holds == 0 or len(tried) > CORRECTIONS:
+                break
             better = seen.pool.used / seen.pool.holds
-            if abs(better - ratio) < WITHIN * ratio / 4:
-                return seen  # the limit is as good as it gets
-            self.ratios[key] = self.ratios[like] = better
-            corrections += 1
+            if abs(better - ratio) > WITHIN * ratio:
+                self.ratios[key] = self.ratios[like] = better
+            elif seen.used < spec.ram or not seen.least:
+                # The ratio is right and the total isn't: the program needs more, or less, than was thought.
+                self.totals[key] = total + spec.ram - seen.used
+            else:
+                break  # no less is possible
+        # What came nearest counts, and later rounds begin there.
+        _, ratio, self.totals[key], seen = min(tried, key=lambda one: one[0])
+        self.ratios[key] = ratio
+        seen.corrections, seen.killed = len(tried) - 1, killed
+        return seen
 
-    def once(self, contender: Contender, spec: Spec, expected: Expected | None, ratio: float) -> Seen:
-        """Set everything up, run a process, and take everything down again."""
+    def once(self, contender: Contender, spec: Spec, expected: Expected | None, ratio: float, total: int) -> Seen:
+        """Set everything up for a total of memory, run a process, and take everything down again."""
         with ExitStack() as stack:
             cgroup = None
             try:
@@ -185,7 +199,7 @@ class Runner:
                     raise NotPossible(str(error)) from None
             charged = cgroup is not None and cgroup.charges_zswap and contender.kernel == "zswap"
             needs = expected.used if expected is not None else spec.size
-            divided = plan(contender, spec.ram, needs, ratio, self.directory, charged=charged)
+            divided = plan(contender, total, needs, ratio, self.directory, charged=charged)
             try:
                 swap = stack.enter_context(contender.swap(divided))
             except BenchError as error:
@@ -198,7 +212,8 @@ class Runner:
             spec = replace(spec, usage=str(cgroup.usage_file) if cgroup else "")
             watched = Watched(cgroup, swap, limit, pool_is_charged=charged)
             run = self.process(spec, watched)
-            return Seen(run, watched.most - run.base, watched.pool, limit, lifted=watched.lifted)
+            least = divided.limit <= total // IN_PLACE
+            return Seen(run, watched.most - run.base, watched.pool, limit, least, lifted=watched.lifted)
 
     def process(self, spec: Spec, watched: "Watched") -> Run:
         """Run a process to its end."""
@@ -244,6 +259,12 @@ class Runner:
                     raise NotPossible(f"it was not done after {most:.0f} seconds")
         finally:
             os.close(ended)
+
+
+def warm(packages: Sequence[str]) -> None:
+    """Have the files of packages in the page cache, so that no cgroup of ours is charged for them."""
+    code = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]"
+    subprocess.run([sys.executable, "-c", code, *packages], capture_output=True, check=False, start_new_session=True)
 
 
 @dataclass
