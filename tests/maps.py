@@ -18,9 +18,10 @@ from userswap.swap.map import DEBUG, Map
 
 Ids = npt.NDArray[np.uint64]
 ALMOST_NOTHING = 64 << 10  # what a map that was used may keep beyond an empty one
+CHAOS = int(os.environ.get("USERSWAP_CHAOS", "0")) if DEBUG else 0  # about every N-th transition is delayed; 0: none
 # One thread alone needs 75 s for a quarter of a million ids when every third step is delayed.
-PATIENCE = 120.0 if int(os.environ.get("USERSWAP_CHAOS", "1000")) >= 20 else 600.0
-LESS = 20 if DEBUG else 1  # the debug build sleeps at transitions: few rounds meet as often as many
+PATIENCE = 600.0 if 0 < CHAOS < 20 else 120.0
+LESS = 20 if CHAOS else 1  # with delays at transitions few rounds meet as often as many
 
 # vswap's clusters: one of each order stays with a CPU that allocates from it, and no order takes room from another.
 CLUSTER = 512 * 24

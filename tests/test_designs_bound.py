@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from maps import LESS, Ids, alone, drop, kind_of, span, together
+from maps import CHAOS, LESS, Ids, alone, drop, kind_of, span, together
 from userswap.swap.map import CACHE, COUNT_MAX, SAME, SLOT, ZSWAP, Map, entry, slot
 
 PAGE = 4096
@@ -312,7 +312,8 @@ def test_storage_locks_the_entry_that_it_means(design: str) -> None:
     def change() -> None:
         nonlocal now
         turn = 0
-        while turn < 3000 or (locked < 30 and turn < 1_000_000):
+        # Delays are what makes it aim long enough for the entry to have gone and come back.
+        while turn < 3000 or (locked < (1500 if CHAOS else 30) and turn < 1_000_000):
             swap_map.lock(0)
             now = words[turn % 2]
             swap_map.unlock(0, now)

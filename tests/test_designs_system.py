@@ -13,6 +13,7 @@ import pytest
 
 import userswap
 from helpers import FOLIO, check_empty, check_pool, data
+from maps import together
 from userswap.swap.map import BOUND, DESIGN_NAMES
 
 MIB = 1 << 20
@@ -154,3 +155,43 @@ def test_a_random_program(design: str, tmp_path: Path) -> None:
     program.pool.evict()
     del last
     check_empty(program.pool)
+
+
+@pytest.mark.parametrize("forks", [False, True])
+@pytest.mark.parametrize("design", ["on_demand", *sorted(BOUND)])
+def test_slots_that_go_from_thread_to_thread_keep_their_bytes(design: str, forks: bool, tmp_path: Path) -> None:
+    """A file that is nearly full: what one thread gives back is another's at once, clusters empty and fill.
+
+    With forks, slots are kept for a moment, and then given back by several threads at once.
+    """
+    size, threads = 4 * MIB, 3
+    room = 20 * MIB if forks else size * threads + 4 * FOLIO
+    pool = userswap.Pool(ram="16MiB", swap=f"{tmp_path}:{room}", map_design=design, dedupe=False)
+    stop = time.monotonic() + 1
+
+    def work(me: int) -> None:
+        array = pool.zeros(size, np.uint8)
+        noise = data("noise", 2 * size, me)
+        turn = 0
+        while time.monotonic() < stop or turn < 3:
+            at = turn * FOLIO % size
+            array[:] = noise[at : at + size]
+            pool.evict(size * threads)
+            assert np.array_equal(array, noise[at : at + size])
+            turn += 1
+
+    def fork() -> None:
+        while time.monotonic() < stop:
+            child = os.fork()
+            if child == 0:
+                time.sleep(0.005)
+                os._exit(0)
+            os.waitpid(child, 0)
+            time.sleep(0.015)
+
+    together(*[lambda me=me: work(me) for me in range(threads)], *([fork] if forks else []))
+    time.sleep(0.02)  # slots are kept for a child until it is seen to be gone
+    last: Any = pool.array(data("noise", 4 * FOLIO, 1))
+    pool.evict()
+    del last
+    check_empty(pool)

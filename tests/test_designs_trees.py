@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -384,6 +385,37 @@ def test_storage_that_remembers_a_descriptor_finds_it_wherever_next_did() -> Non
     assert swap_map.try_owner(by_device, entry(ZSWAP, 1))
     swap_map.unlock_owner(by_device, entry(ZSWAP, 2))
     assert swap_map.lock(0) == entry(ZSWAP, 2)
+    swap_map.alloc(1, slot(0, 32))
+    assert swap_map.next(0, by_storage)[1] == slot(0, 32), "and next() goes on from either"
+
+
+def test_without_memory_for_a_run_its_descriptors_are_free_again() -> None:
+    alone(f"""
+        import resource
+        import numpy as np
+        from userswap.swap.map import Map, ZSWAP, entry
+        m = Map("descriptor", holders=2_000_000)
+        empty = m.metadata()
+        holders = np.arange(2_000_000, dtype=np.uint64)
+        used = int(open("/proc/self/statm").read().split()[0]) * 4096
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (used + (8 << 20), hard))
+        try:
+            m.run("alloc", holders, entry(ZSWAP, 9))
+        except MemoryError:
+            pass
+        n = m.ids()
+        assert 100_000 < n < 2_000_000
+        last = holders[n - 2 : n]
+        m.run("put", last)
+        run = [entry(ZSWAP, 1)] * 4
+        for _ in range(100):
+            assert not m.alloc_run(n - 2, run)
+        m.run("alloc", last, entry(ZSWAP, 1))
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+        m.run("put", holders[:n])
+        assert m.ids() == 0 and m.metadata() <= empty + {almost_nothing("descriptor")}
+    """)
 
 
 # ---- vswap: clusters ----
@@ -449,7 +481,70 @@ def test_clusters_come_and_go_under_lookups_of_others() -> None:
     assert swap_map.ids() == 0
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
+@pytest.mark.parametrize("other_way", [False, True])
+def test_no_cpu_finds_a_cluster_where_it_was_before(other_way: bool) -> None:
+    """A cluster's number comes again with another's memory, while a CPU has it looked up as it was."""
+    cpus = os.sched_getaffinity(0)
+    here, there = sorted(cpus, reverse=other_way)[:2]
+    swap_map = Map("vswap")
+    try:
+        os.sched_setaffinity(0, {here})
+        swap_map.run("alloc", span(0, 4 * 512), entry(ZSWAP, 1))
+        clusters: dict[int, list[int]] = {}
+        for i in range(4 * 512):
+            clusters.setdefault(swap_map.id(i) >> 9, []).append(i)
+        first, second = list(clusters)[1:3]
+        os.sched_setaffinity(0, {there})
+        swap_map.unlock(clusters[second][0], swap_map.lock(clusters[second][0]))
+        os.sched_setaffinity(0, {here})
+        for number in (first, second):
+            swap_map.run("put", np.array(clusters[number], np.uint64))
+        swap_map.run("alloc", span(5000, 1024), entry(ZSWAP, 10_000))
+        os.sched_setaffinity(0, {there})
+        again = [i for i in range(1024) if swap_map.id(5000 + i) >> 9 == second]
+        assert again, "the number is used again"
+        for i in again:
+            assert swap_map.lock(5000 + i) == entry(ZSWAP, 10_000 + i)
+    finally:
+        os.sched_setaffinity(0, cpus)
+
+
+def test_a_full_cluster_without_a_place_for_a_run_is_found_again() -> None:
+    """Single ids of it were freed: it was looked at in vain, and must be listed again when there is a place."""
+    swap_map = Map("vswap")
+    run = [entry(ZSWAP, 1)] * 4
+
+    def fill(first: int) -> None:
+        for i in range(128):
+            assert swap_map.alloc_run(first + 4 * i, run)
+
+    fill(0)
+    fill(1000)
+    for i in range(128):
+        drop(swap_map, 4 * i)
+    fill(2000)  # the first one has no place for a run of four
+    fill(3000)
+    full = swap_map.metadata()
+    for i in range(128):
+        for j in range(1, 4 if i else 3):
+            drop(swap_map, 4 * i + j)
+    for i in range(127):
+        assert swap_map.alloc_run(4000 + 4 * i, run)
+    assert swap_map.metadata() == full
+    assert {swap_map.id(4000 + i) >> 9 for i in range(4 * 127)} == {swap_map.id(3) >> 9}
+
+
 # ---- vswap: the reverse map ----
+
+
+def test_next_starts_anew_in_the_table_after_one_that_has_emptied() -> None:
+    """A later table has a lower id: it is not taken for one that next() has passed."""
+    swap_map = Map("vswap")
+    swap_map.alloc(0, slot(0, 512))
+    swap_map.alloc(1, slot(0, 0))
+    assert swap_map.id(0) < swap_map.id(1)
+    assert swap_map.swapoff(0)[0] == 2
 
 
 def test_next_goes_on_from_an_id_that_left_among_neighbours_in_any_order() -> None:

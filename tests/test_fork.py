@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
 from helpers import run_python
+from userswap.swap.map import BOUND
 
 PRELUDE = """
 import os, sys, threading, numpy as np, userswap
@@ -348,6 +353,107 @@ os.write(go[1], b"x")
 assert wait(first) == 0
 assert all(np.array_equal(array[i], noise(i + 1000)) for i in range(24))
 """)
+
+
+@pytest.mark.parametrize("design", ["on_demand", "redirect", *sorted(BOUND)])
+def test_ids_that_are_slots_are_kept_with_them_and_end_in_a_child(
+    design: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What is kept for one child is not used again before it ends; another child has no use for it from the start."""
+    monkeypatch.setenv("USERSWAP_MAP", design)
+    ends_well(
+        f"place = {str(tmp_path)!r}"
+        + """
+import time
+from helpers import check_empty, check_pool
+from userswap.swap.map import BOUND
+noise = lambda i: np.frombuffer(np.random.default_rng(i).bytes(1 << 20), np.int64)
+pool = fresh_pool("16MiB", swap=place + ":72MiB")     # so small that every slot has its turn
+bound = os.environ["USERSWAP_MAP"] in BOUND
+array = pool.empty((24, 1 << 17), np.int64)
+def fill(first):
+    for i in range(24): array[i] = noise(first + i)
+    while pool.evict(): pass
+def right(first): return all(np.array_equal(array[i], noise(first + i)) for i in range(24))
+fill(0)
+before = check_pool(pool)
+assert before.slot_bytes == array.nbytes and before.swap_ids == 384
+go = os.pipe()
+first = os.fork()
+if first == 0:
+    os.close(go[1])                                             # it ends with its parent, however that ends
+    os.read(go[0], 1)
+    os._exit(0 if right(0) and check_pool(pool).swap_ids <= 384 else 3)
+fill(100)
+kept = pool.stats()
+assert kept.slot_bytes == 2 * array.nbytes, "the first child may read them"
+assert kept.swap_ids == (768 if bound else 384)
+more = kept.metadata_bytes - kept.map_bytes - (before.metadata_bytes - before.map_bytes)
+assert more >= 384 * 16, "what is kept counts"
+second = os.fork()
+if second == 0:
+    if check_pool(pool).swap_ids != 384: os._exit(4)            # not those that are kept in its parent
+    if not right(100): os._exit(5)
+    del array
+    if pool.stats().swap_ids != 0 or pool.stats().map_bytes > kept.map_bytes: os._exit(6)
+    other = pool.empty((8, 1 << 17), np.int64)                  # gets ids that its parent has too
+    for turn in range(6):
+        for i in range(8): other[i] = noise(500 + i)
+        while pool.evict(): pass
+    os._exit(0 if all(np.array_equal(other[i], noise(500 + i)) for i in range(8)) else 7)
+assert wait(second) == 0
+assert right(100)
+fill(200)                                                       # and some more
+os.write(go[1], b"x")
+assert wait(first) == 0
+time.sleep(0.02)
+fill(300)                                                       # gives back all that was kept
+assert right(300)
+while pool.evict(): pass
+after = check_pool(pool)
+assert (after.slot_bytes, after.swap_ids) == (array.nbytes, 384)
+del array
+check_empty(pool)
+"""
+    )
+
+
+@pytest.mark.parametrize("design", ["on_demand", *sorted(BOUND)])
+def test_what_was_kept_for_a_child_is_room_for_new_data_once_it_has_ended(
+    design: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also for a program that gives nothing back meanwhile: the file must not be taken for full."""
+    monkeypatch.setenv("USERSWAP_MAP", design)
+    ends_well(
+        f"place = {str(tmp_path)!r}"
+        + """
+import time
+pool = fresh_pool("16MiB", swap=place + ":40MiB")
+noise = lambda i: np.frombuffer(np.random.default_rng(i).bytes(16 << 20), np.int64)
+def out():
+    while pool.evict(): pass
+array = pool.array(noise(1))
+out()
+go = os.pipe()
+child = os.fork()
+if child == 0:
+    os.close(go[1])
+    os.read(go[0], 1)
+    os._exit(0 if np.array_equal(array, noise(1)) else 3)
+array[:] = noise(2)
+out()
+assert pool.stats().slot_bytes == 32 << 20, "the child's and ours"
+os.write(go[1], b"x")
+assert wait(child) == 0
+time.sleep(0.02)
+other, new = pool.empty(2 << 20, np.int64), noise(3)
+for at in range(0, 2 << 20, 8192): other[at:at + 8192] = new[at:at + 8192]      # a folio, and it is not touched again
+out()
+stats = pool.stats()
+assert (stats.resident_bytes, stats.slot_bytes) == (0, 32 << 20)
+assert np.array_equal(array, noise(2)) and np.array_equal(other, new)
+"""
+    )
 
 
 def test_slots_are_not_kept_for_a_child_that_became_another_program() -> None:

@@ -12,8 +12,12 @@ import pytest
 from helpers import FOLIO, check_pool, data, fresh_pool, run_python
 from support import small_disk
 from userswap import _core, numpy_hook
+from userswap.swap.map import BOUND
 
 MIB = 1 << 20
+
+# in runs of slots that are looked for, and in those that are ids
+by_home = pytest.mark.parametrize("design", ["on_demand", *sorted(BOUND)])
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting file systems needs root")
@@ -87,8 +91,10 @@ def out(pool): pool.evict(); pool.evict()
 """
 
 
-def test_a_failed_writeback_leaves_everything_where_it_was() -> None:
+@by_home
+def test_a_failed_writeback_leaves_everything_where_it_was(design: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In zswap, readable, movable, with no slot taken; and it works again when the device does."""
+    monkeypatch.setenv("USERSWAP_MAP", design)
     code = (
         FAILING
         + """
@@ -125,7 +131,9 @@ check_empty(pool)
     assert result.returncode == 0, result.stderr
 
 
-def test_a_folio_that_cannot_be_stored_stays_in_place_writable() -> None:
+@by_home
+def test_a_folio_that_cannot_be_stored_stays_in_place_writable(design: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USERSWAP_MAP", design)
     code = (
         FAILING
         + """

@@ -720,6 +720,26 @@ def test_what_happens_to_a_shared_folio_that_comes_back(design: str) -> None:
     assert swap_map.cached(0) == 0, "and the next id does not inherit it"
 
 
+@designs
+def test_an_id_that_is_used_again_has_nothing_of_the_last_one(design: str) -> None:
+    swap_map = Map(design)
+    swap_map.run("alloc", span(5000, 8), entry(ZSWAP, 1))  # neighbours, so that no page empties
+    for holder in range(3):
+        swap_map.alloc(holder, entry(ZSWAP, 2))
+        swap_map.add(holder, 1)
+        swap_map.lock(holder)
+        swap_map.cache(holder, 77)
+        swap_map.unlock(holder, entry(ZSWAP, 2))
+    swap_map.run("sub", span(0, 3), references=2)
+    assert swap_map.ids() == 8
+    swap_map.run("alloc", span(0, 600), entry(ZSWAP, 3))
+    assert {swap_map.count(holder) for holder in range(600)} == {1}
+    assert {swap_map.cached(holder) for holder in range(600)} == {0}
+    swap_map.run("dup", span(0, 600), into=span(1000, 600))
+    assert {swap_map.count(holder) for holder in range(600)} == {2}
+    assert {swap_map.cached(holder) for holder in range(600)} == {0}
+
+
 # ---- swapoff ----
 
 
@@ -738,6 +758,74 @@ def test_swapoff_empties_a_device(design: str) -> None:
         assert swap_map.ids() == 2 * n
         assert {kind_of(swap_map.lock(i)) for i in range(n)} == {ZSWAP}
         assert {swap_map.count(i) for i in range(n // 2)} == {2}
+
+
+@pytest.mark.parametrize("design", [name for name in DESIGN_NAMES if name not in BOUND])
+def test_swapoff_misses_no_id_that_is_shared_while_it_walks(design: str) -> None:
+    n = 40
+    swap_map = Map(design)
+    swap_map.run("alloc", span(0, n), slot(0, 0))
+    found, owner = 0, 0
+    for turn in range(3 * n):
+        owner, word, busy = swap_map.next(0, owner)
+        if owner == 0:
+            break
+        assert (kind_of(word), busy) == (SLOT, 0)
+        swap_map.unlock_owner(owner, entry(ZSWAP, turn))
+        found += 1
+        if turn < 10:
+            swap_map.dup(n - 1 - turn, 100 + turn)
+    assert found == n
+    assert {kind_of(swap_map.lock(i)) for i in range(n)} == {ZSWAP}
+
+
+@pytest.mark.parametrize("design", [name for name in DESIGN_NAMES if name not in BOUND])
+def test_swapoff_while_slots_come_and_go(design: str) -> None:
+    """Who is found is locked, from the very moment that it can be found; and what goes meanwhile is gone."""
+    swap_map = Map(design)
+    done = threading.Event()
+    found = 0
+    swap_map.run("alloc", span(1000, 64), slot(1, 0))
+
+    def come_and_go() -> None:
+        turn = 0
+        while turn < 6000 // LESS or (found < 300 and turn < 300_000):
+            holder = turn % 8
+            if turn >= 8:
+                drop(swap_map, holder)
+            swap_map.alloc(holder, slot(0, 32 * turn))
+            turn += 1
+        done.set()
+
+    def empty() -> None:
+        nonlocal found
+        while not done.is_set():
+            found += swap_map.swapoff(0)[0]
+
+    together(come_and_go, empty)
+    assert found
+    assert swap_map.ids() == 64 + 8
+    assert swap_map.swapoff(1)[0] == 64
+
+
+@designs
+def test_a_folio_that_leaves_the_swap_cache_takes_its_copy_and_is_stored_again(design: str) -> None:
+    swap_map = Map(design)
+    swap_map.alloc(0, entry(ZSWAP, 1))
+    swap_map.dup(0, 1)
+    stored = swap_map.home(0) or slot(0, 2**34)
+    for again in (entry(ZSWAP, 2), stored, entry(ZSWAP, 3)):
+        swap_map.lock(0)
+        swap_map.cache(0, 77)
+        swap_map.unlock(0, entry(CACHE))
+        assert swap_map.cached(1) == 77
+        assert swap_map.lock(1) == entry(CACHE)
+        swap_map.cache(1, 0)
+        assert swap_map.cached(1) == 0
+        swap_map.unlock(1, again)
+        assert swap_map.cached(0) == 0
+        assert swap_map.lock(0) == again
+        swap_map.unlock(0, again)
 
 
 # ---- threads ----
@@ -777,8 +865,8 @@ def test_storage_moves_under_a_running_program(design: str, holders: int, object
     swap_map = Map(design)
     swap_map.objects_for(objects)
     results = together(
-        lambda: swap_map.program(0, holders, 150_000 // LESS, 1),
-        lambda: swap_map.program(holders, holders, 150_000 // LESS, 2),
+        lambda: swap_map.program(0, holders, 150_000 // LESS, 1, 200 // LESS),
+        lambda: swap_map.program(holders, holders, 150_000 // LESS, 2, 200 // LESS),
         lambda: swap_map.mover(3),
         lambda: swap_map.mover(4),
     )

@@ -322,14 +322,20 @@ def test_a_cluster_is_used_again_after_its_hole(path: Path) -> None:
     assert blocks(path) == 0
 
 
-@pytest.mark.parametrize(("most", "live", "turns"), [(300, 32, 1200), (512, 2, 4000), (20, 2, 8000)])
-def test_no_hole_is_punched_where_others_write(path: Path, most: int, live: int, turns: int) -> None:
-    """Clusters empty and fill again in several threads: a late hole would wipe what another wrote."""
-    swap = device(path, 6 * MIB)
+@pytest.mark.parametrize(
+    ("most", "live", "turns", "homes"),
+    [(300, 32, 1200, 0), (512, 2, 4000, 0), (20, 2, 8000, 0), (16, 1, 4000, 4), (16, 32, 1500, 4)],
+)
+def test_no_hole_is_punched_where_others_write(path: Path, most: int, live: int, turns: int, homes: int) -> None:
+    """Clusters empty and fill again in several threads: a late hole would wipe what another wrote.
+
+    With homes every run has its place, as where an id is a slot: then nobody looks for a cluster without a hole.
+    """
+    swap = device(path, 8 * MIB)
     errors: list[int] = []
 
     def work(seed: int) -> None:
-        errors.append(swap.stress(seed, turns, most, live))
+        errors.append(swap.stress(seed, turns, most, live, homes))
 
     workers = [threading.Thread(target=work, args=(seed,)) for seed in range(1, 5)]
     for worker in workers:
@@ -339,8 +345,59 @@ def test_no_hole_is_punched_where_others_write(path: Path, most: int, live: int,
     assert errors == [0] * 4
     assert swap.used == 0
     assert blocks(path) == 0
-    assert [swap.alloc(512) for _ in range(3)]  # nothing was lost
-    assert swap.used == 1536
+    if not homes:  # it is one or the other
+        assert [swap.alloc(512) for _ in range(4)]  # nothing was lost
+        assert swap.used == 2048
+
+
+SLOW = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <sys/types.h>
+#include <unistd.h>
+/* A hole is punched long after it was decided. */
+#define FALLOCATE(name) \\
+int name(int fd, int mode, off_t at, off_t n) { \\
+    int (*real)(int, int, off_t, off_t) = dlsym(RTLD_NEXT, #name); \\
+    write(1, "punching\\n", 9); \\
+    usleep(300000); \\
+    return real(fd, mode, at, n); }
+FALLOCATE(fallocate)
+FALLOCATE(fallocate64)
+"""
+
+TAKEN = """
+    import mmap, os, sys, threading
+    from userswap.backends.swapfile import SwapDevice
+    out, real = os.pipe()
+    os.dup2(real, 1)                                # where the slow hole says that it has begun
+    swap = SwapDevice(os.open(sys.argv[1], os.O_RDWR | os.O_CREAT), 8 << 20)
+    swap.take(0, 16)
+    puncher = threading.Thread(target=swap.free, args=(0, 16))
+    puncher.start()
+    assert os.read(out, 9) == b"punching\\n"
+    buffer = mmap.mmap(-1, 16 * 4096)
+    buffer[:] = os.urandom(16 * 4096)
+    swap.take(32, 16)
+    swap.write(32, buffer)
+    puncher.join()
+    back = mmap.mmap(-1, 16 * 4096)
+    swap.read(32, back)
+    assert back[:] == buffer[:]
+"""
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler to build the slow library with")
+def test_a_place_is_not_taken_while_its_cluster_is_being_punched(tmp_path: Path) -> None:
+    (tmp_path / "slow.c").write_text(SLOW)
+    shim = tmp_path / "slow.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", shim, tmp_path / "slow.c", "-ldl"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(TAKEN), str(tmp_path / "swap")],
+        env={**os.environ, "LD_PRELOAD": str(shim)},
+        check=True,
+        timeout=60,
+    )
 
 
 # ---- a file system that is full ----

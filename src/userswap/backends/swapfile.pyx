@@ -514,10 +514,11 @@ cdef class SwapDevice:
         if result:
             raise OSError(-result, os.strerror(-result), self.name)
 
-    def stress(self, uint64_t seed, int64_t turns, int most, int live=32):
+    def stress(self, uint64_t seed, int64_t turns, int most, int live=32, int homes=0):
         """A thread's share of random runs of up to `most` slots, each written, read back and freed.
 
-        Up to `live` (1 to 32) of them exist at a time. Returns the errors found.
+        Up to `live` (1 to 32) of them exist at a time. Returns the errors found. With `homes`, the number of threads
+        (with seeds 1, 2 ..), the runs are not allocated but taken, `most` slots at places of this thread's own.
         """
         cdef int64_t errors = 0, turn
         cdef int64_t slots[32]
@@ -528,6 +529,8 @@ cdef class SwapDevice:
         cdef void* buffer
         if not 1 <= most <= CLUSTER_SLOTS or not 1 <= live <= 32:
             raise ValueError("a run has 1 to 512 slots, and 1 to 32 of them exist at a time")
+        if homes and (CLUSTER_SLOTS % most or <uint64_t>(32 * homes * most) > self.f.slots):
+            raise ValueError("homes divide a cluster, and there is one for each run of each thread")
         buffer = mmap(NULL, CLUSTER_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
         if buffer == MAP_FAILED:
             raise MemoryError()
@@ -549,8 +552,12 @@ cdef class SwapDevice:
                     continue
                 if turn >= turns:
                     continue
-                n = 1 + <int>((random >> 40) % <uint64_t>most)
-                slots[i] = swapfile_alloc(self.f, n)
+                n = 1 + <int>((random >> 40) % <uint64_t>most) if not homes else most
+                if homes:
+                    slots[i] = <int64_t>(i * homes + <int>(seed % <uint64_t>homes)) * most
+                    swapfile_take(self.f, slots[i], n)
+                else:
+                    slots[i] = swapfile_alloc(self.f, n)
                 if slots[i] < 0:
                     continue
                 sizes[i] = n

@@ -131,6 +131,8 @@ static inline void us_unlock(us_mutex *m) {
     US_ASSERT(m->state != 0);
     if (__atomic_exchange_n(&m->state, 0, __ATOMIC_RELEASE) == 2) us_futex_wake(&m->state, 1);
 }
+/* For assertions: somebody has it, which is the caller or (seldom enough to find the mistake) another thread. */
+static inline int us_locked(const us_mutex *m) { return __atomic_load_n(&m->state, __ATOMIC_RELAXED) != 0; }
 
 /* A lock that is only ever tried: who finds it taken does something else. Cheaper than a mutex by half. */
 static inline int us_try(uint32_t *p) {

@@ -33,6 +33,7 @@ cdef extern from "us.h" nogil:
     void us_futex_wake(uint32_t* p, int n) noexcept
     bint us_trylock(us_mutex* m) noexcept
     void us_lock(us_mutex* m) noexcept
+    bint us_locked(const us_mutex* m) noexcept           # by anybody; for assertions
     bint us_try(uint32_t* p) noexcept
     void us_untry(uint32_t* p) noexcept
     void us_unlock(us_mutex* m) noexcept

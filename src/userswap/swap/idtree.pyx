@@ -7,7 +7,7 @@ from libc.errno cimport ENOMEM
 from libc.stdint cimport uint64_t
 
 from userswap.native.us cimport (
-    us_and, us_assert, us_chaos, us_load, us_lock, us_or, us_store, us_store_ptr, us_unlock, us_write,
+    us_and, us_assert, us_chaos, us_load, us_lock, us_locked, us_or, us_store, us_store_ptr, us_unlock, us_write,
 )
 from userswap.swap.entry cimport (
     ENTRY_CACHED, ENTRY_GONE, ENTRY_LOCKED, ENTRY_WAITERS, FREE, SLOT, entry_make, entry_payload, entry_seen,
@@ -73,6 +73,7 @@ cdef void id_free(IdTree* t, uint64_t id) noexcept nogil:
     cdef Node* leaf = radix_leaf(&t.entries, id >> RADIX_SHIFT)
     cdef int i = id & RADIX_MASK
     cdef uint64_t* word
+    us_assert(us_locked(&t.mutex), "free: under the mutex")
     us_assert(leaf != NULL, "free: no such id")
     word = &leaf.slots[i]
     us_assert(entry_type(word[0]) != FREE, "free: the id is free already")
@@ -123,6 +124,7 @@ cdef uint64_t* side_at(RadixTree* tree, uint64_t id) noexcept nogil:
 cdef uint64_t id_take(IdTree* t, uint64_t word) noexcept nogil:
     cdef Node* leaf = t.lowest
     cdef int i
+    us_assert(us_locked(&t.mutex), "alloc: under the mutex")
     us_assert(entry_type(word) != FREE, "an id is given with an entry")
     if leaf == NULL:
         leaf = leaf_with_room(t)
@@ -147,6 +149,7 @@ cdef uint64_t id_take(IdTree* t, uint64_t word) noexcept nogil:
 cdef bint id_take_run(IdTree* t, const uint64_t* words, int n, uint64_t* ids) noexcept nogil:
     cdef Node* leaf = t.runs
     cdef int i
+    us_assert(us_locked(&t.mutex), "alloc: under the mutex")
     if leaf == NULL or leaf.fresh + n > RADIX_SLOTS:
         leaf = leaf_with_room(t)
         if leaf != NULL and leaf.fresh + n > RADIX_SLOTS:

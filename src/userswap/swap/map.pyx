@@ -199,6 +199,7 @@ cdef class Map:
     cdef int64_t arrived        # threads that came to a run() with others, ever
     cdef int64_t started        # when the last of them did
     cdef int64_t begun          # programs that began, and that ended
+    cdef int64_t moves          # of all movers
     cdef int64_t ended
     cdef readonly str design
 
@@ -1016,12 +1017,13 @@ cdef class Map:
             return &self.objects[e.slot_offset(entry) >> 4]
         return &self.objects[e.entry_payload(entry) - 1]
 
-    def program(self, uint64_t first, uint64_t holders, Py_ssize_t rounds, uint64_t seed):
+    def program(self, uint64_t first, uint64_t holders, Py_ssize_t rounds, uint64_t seed, int64_t moves=0):
         """A thread of a program, above the map: ``(faults, swap-outs, wrong tags)``.
 
         Its holders are ``first`` .. ``first + holders - 1``. Each round picks one: if empty, it swaps out (an object
         with a new tag, an id); else it faults, and the object behind the id must have the tag that was swapped out.
         Then it keeps the id, or gives it up, or shares it with another of its holders. At the end it gives up all.
+        It goes on beyond its rounds (up to 1000 times as many) until the movers have moved ``moves`` objects.
         """
         cdef SwapMap* m = self.map
         cdef const SwapMapOps* ops = m.ops
@@ -1029,7 +1031,8 @@ cdef class Map:
         cdef uint64_t* tags = <uint64_t*>reserve(holders * 8)
         cdef uint64_t h, r, id, before, entry, tag = seed << 32
         cdef uint64_t* word
-        cdef Py_ssize_t turn
+        cdef Py_ssize_t turn = -1
+        cdef Py_ssize_t most = 1000 * rounds
         cdef int64_t at, faults = 0, outs = 0, wrong = 0
         cdef uint64_t other
         if tags == NULL:
@@ -1038,7 +1041,10 @@ cdef class Map:
             raise ValueError("program needs objects and holders")
         with nogil:
             us_add(&self.begun, 1)
-            for turn in range(rounds + <Py_ssize_t>holders):
+            while turn + 1 < rounds + <Py_ssize_t>holders:
+                turn += 1
+                if turn == rounds and rounds < most and us_read(&self.moves) < moves:
+                    rounds += 1000
                 r = next_random(&state)
                 h = (r >> 8) % holders if turn < rounds else <uint64_t>(turn - rounds)
                 r &= 255
@@ -1143,6 +1149,7 @@ cdef class Map:
                 us_chaos()
                 ops.unlock_owner(m, owner, self.objects[to].entry)
                 moved += 1
+                us_add(&self.moves, 1)
         return moved, wrong
 
 

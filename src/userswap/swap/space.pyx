@@ -184,7 +184,31 @@ cdef void open_own(SwapSpace* s) noexcept nogil:
     (&errno)[0] = kept
 
 
+cdef void end_slots(SwapSpace* s, int device, int64_t slot, int slots, uint64_t id) noexcept nogil:
+    """Storage first: where an id is a slot, whoever gets the id takes the slot at once. id 0: it is gone already."""
+    swapfile_free(s.devices[device], slot, slots)
+    us_chaos()
+    if id:
+        s.map.ops.free(s.map, id)
+
+
+cdef void free_deferred(SwapSpace* s) noexcept nogil:
+    """The slots that were kept for forked children, and their ids, once no such child is left."""
+    cdef int64_t count
+    if us_read(&s.deferred_count) == 0 or kin_alive():
+        return
+    us_lock(&s.deferred_lock)
+    count = us_read(&s.deferred_count)
+    while count:
+        count -= 1
+        end_slots(s, s.current, s.deferred[count].slot, s.deferred[count].slots, <uint64_t>s.deferred[count].id)
+    us_write(&s.deferred_count, 0)
+    madvise(s.deferred, DEFERRED_BYTES, MADV_DONTNEED)
+    us_unlock(&s.deferred_lock)
+
+
 cdef bint device_usable(SwapSpace* s) noexcept nogil:
+    free_deferred(s)            # before there is no room: who only allocates gives nothing back on the way
     if not space_has_device(s) or (us_read(&s.retry_at) != 0 and us_now() < us_read(&s.retry_at)):
         return False
     if s.current < 0:
@@ -201,19 +225,8 @@ cdef void free_slots(SwapSpace* s, uint64_t id, int device, int64_t slot, int sl
         s.map.ops.free(s.map, id)
         return
     if not kin_alive():
-        if us_read(&s.deferred_count):
-            us_lock(&s.deferred_lock)
-            count = us_read(&s.deferred_count)
-            while count:
-                count -= 1
-                swapfile_free(s.devices[s.current], s.deferred[count].slot, s.deferred[count].slots)
-                if s.deferred[count].id:
-                    s.map.ops.free(s.map, <uint64_t>s.deferred[count].id)
-            us_write(&s.deferred_count, 0)
-            madvise(s.deferred, DEFERRED_BYTES, MADV_DONTNEED)
-            us_unlock(&s.deferred_lock)
-        swapfile_free(s.devices[device], slot, slots)
-        s.map.ops.free(s.map, id)
+        free_deferred(s)
+        end_slots(s, device, slot, slots, id)
         return
     us_lock(&s.deferred_lock)
     if s.deferred == NULL:

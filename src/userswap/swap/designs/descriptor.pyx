@@ -182,8 +182,7 @@ cdef bint descriptor_alloc_run(SwapMap* map, const uint64_t* entries, uint64_t h
         if descs[have] == NULL:
             break
         words[have] = entry_make(POINTER, <uint64_t>descs[have] >> 3)
-        # Locked until its id is in it: next() may find it as soon as it is in the tree.
-        us_store(&descs[have].entry, entry_seen(entries[have]) | ENTRY_LOCKED)
+        us_store(&descs[have].entry, entry_seen(entries[have]))
         have += 1
     if have == n:
         if n == 1:
@@ -195,7 +194,6 @@ cdef bint descriptor_alloc_run(SwapMap* map, const uint64_t* entries, uint64_t h
         for have in range(n):
             descs[have].folio = ids[have] >> 32 << 48
             us_store(&descs[have].count, ids[have] << 32 | 1)
-            us_store(&descs[have].entry, entry_seen(entries[have]))
     else:
         while have:
             have -= 1

@@ -231,25 +231,24 @@ cdef void on_demand_unlock_owner(SwapMap* map, uint64_t owner, uint64_t entry) n
 
 cdef uint64_t on_demand_next(SwapMap* map, int device, uint64_t after, uint64_t* entry, int64_t* busy) noexcept nogil:
     cdef OnDemand* m = <OnDemand*>map
-    cdef uint64_t found, id = 0
-    if not after & OWNER_HOLDER:
-        found = id_next(&m.tree, device, after, entry, busy)
-        if found:
-            return found
-        after = OWNER_HOLDER
-    found = after & ~OWNER_HOLDER
-    while True:
-        found = m.holders.next(m.ctx, found, &id)
-        if found == 0:
-            return 0
-        if not id & DIRECT:
-            continue
-        entry[0] = direct_entry(id)
-        if entry_type(entry[0]) != SLOT or slot_device(entry[0]) != device:
-            continue
-        if m.holders.trylock(m.ctx, found, id):
-            return OWNER_HOLDER | found
-        busy[0] += 1
+    cdef uint64_t found = after & ~OWNER_HOLDER
+    cdef uint64_t id = 0
+    # Holders first: a dup meanwhile makes a number of a direct id, never the other way, so none is missed.
+    if after == 0 or after & OWNER_HOLDER:
+        while True:
+            found = m.holders.next(m.ctx, found, &id)
+            if found == 0:
+                after = 0
+                break
+            if not id & DIRECT:
+                continue
+            entry[0] = direct_entry(id)
+            if entry_type(entry[0]) != SLOT or slot_device(entry[0]) != device:
+                continue
+            if m.holders.trylock(m.ctx, found, id):
+                return OWNER_HOLDER | found
+            busy[0] += 1
+    return id_next(&m.tree, device, after, entry, busy)
 
 
 # ---- the count ----
@@ -307,22 +306,27 @@ cdef int on_demand_dup(SwapMap* map, uint64_t* id, int64_t n, uint64_t* moved) n
     cdef uint64_t* word
     cdef uint64_t seen, number, entry
     cdef int64_t result
+    cdef bint fits
     us_assert(n > 0, "dup: more references, not less")
     if id[0] & DIRECT:
         if n > COUNT_MAX - 1:
             return -EOVERFLOW
         entry = direct_entry(id[0])
-        number = number_new(m, entry | (<uint64_t>n * COUNT_ONE if n < MANY else 0))
+        # No entry for next() to find before nothing can fail any more.
+        number = number_new(m, entry_make(RESERVED_TYPE, 0))
         if number == 0:
             return -ENOMEM
         if n >= MANY:
-            result = count_slowly(m, number, id_word(&m.tree, number), n)
-            if result < 0:
+            us_lock(&m.tree.mutex)
+            fits = side_set(&m.counts, number, <uint64_t>n + 1)
+            if not fits:
                 us_or(id_word(&m.tree, number), ENTRY_LOCKED | ENTRY_GONE)
-                us_lock(&m.tree.mutex)
                 id_free(&m.tree, number)
-                us_unlock(&m.tree.mutex)
-                return <int>result
+            us_unlock(&m.tree.mutex)
+            if not fits:
+                return -ENOMEM
+        us_chaos()
+        us_store(id_word(&m.tree, number), entry | (<uint64_t>n * COUNT_ONE if n < MANY else COUNT_FIELD))
         moved[0] = entry
         id[0] = number
         return 0

@@ -24,11 +24,11 @@ Locks. LOCKED is the entry's: it protects type, payload, CACHED, and the id's re
 (clusters.pxd) protects which words are 0, the use of the arrays, and the passing of a count into MANY and out of it. A
 word of a live id changes by CAS only. A count below MANY changes without any lock: dup and put are one CAS.
 
-Order between a word and the arrays. Counts as everywhere: stored, then MANY set; MANY cleared, then the count erased.
-A folio is stored in the array before the word says CACHED without being CACHE, and erased after the word has stopped
-saying so, for which unlock first makes the word CACHE, still LOCKED. So who reads it without a lock finds it there, or
-finds on a second look that the word has changed. A redirect is read by who has LOCKED, and its memory is only there
-while the word says SLOT: stored before the CAS that unlocks, given up before it too.
+Order between a word and the arrays. None for counts: who finds MANY takes the cluster's lock. A folio is stored in the
+array before the word says CACHED without being CACHE, and erased after the word has stopped saying so, for which unlock
+first makes the word CACHE, still LOCKED. So who reads it without a lock finds it there, or finds on a second look that
+the word has changed. A redirect is read by who has LOCKED, and its memory is only there while the word says SLOT:
+stored before the CAS that unlocks, given up before it too.
 
 The last put finds the count 0 in a word that is not MANY: nobody else has a reference, so nobody can dup. It locks the
 word with GONE in the same CAS; from then to free the word is the caller's alone.
@@ -264,6 +264,7 @@ cdef uint64_t redirect_unlock(SwapMap* map, uint64_t id, uint64_t entry) noexcep
             word_change(word, TYPE | PAYLOAD, made)
             folio_set(m, at, 0)
     elif was == CACHE and seen & CACHED:
+        us_assert(payload_of(seen) != 0, "CACHED says that there is a folio")
         folio_set(m, at, payload_of(seen))
     us_chaos()
     seen = word_change(word, TYPE | PAYLOAD | LOCKED | WAITERS, made)
@@ -354,12 +355,11 @@ cdef int64_t count_slowly(Redirect* m, uint64_t at, int64_t n) noexcept nogil:
         result = count + n
         us_assert(result >= 0, "put: no more references than there are")
         if result > MANY:
-            word_set(&m.k, COUNTS, at, <uint64_t>result)
+            if not many and not us_cas(word, seen, seen | COUNT_FIELD):
+                continue
             us_chaos()
-            if many or us_cas(word, seen, seen | COUNT_FIELD):
-                break
-            word_set(&m.k, COUNTS, at, 0)
-            continue
+            word_set(&m.k, COUNTS, at, <uint64_t>result)
+            break
         # With none left it is the last put that goes on, in a word whose count is one.
         few = <uint64_t>(result - 1 if result else 0)
         if us_cas(word, seen, (seen & ~COUNT_FIELD) | few * COUNT_ONE):

@@ -56,8 +56,8 @@ from userswap.native.mman cimport (
     MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap, munmap,
 )
 from userswap.native.us cimport (
-    us_add, us_assert, us_cas, us_chaos, us_debug, us_load, us_lock, us_mutex, us_or, us_read, us_store, us_swap,
-    us_trylock, us_unlock,
+    us_add, us_assert, us_cas, us_chaos, us_debug, us_load, us_lock, us_locked, us_mutex, us_or, us_read, us_store,
+    us_swap, us_trylock, us_unlock,
 )
 from userswap.swap.entry cimport (
     ENTRY_CACHED, ENTRY_GONE, ENTRY_LOCKED, FREE, SLOT, SLOT_DEVICES, entry_make, entry_payload, entry_seen, entry_type,
@@ -202,6 +202,7 @@ cdef void vswap_delete(SwapMap* map) noexcept nogil:
     cdef Vswap* m = <Vswap*>map
     cdef ClusterChunk* chunk = m.all_chunks
     cdef ClusterChunk* after
+    us_assert(us_read(&m.ids) != 0 or us_read(&m.off_map) == 0, "an id that is gone is off no map")
     while chunk != NULL:
         after = chunk.next_all
         munmap(chunk, CHUNK_BYTES)
@@ -318,6 +319,7 @@ cdef void memory_free(Vswap* m, Cluster* cluster) noexcept nogil:
 # ---- which clusters there are; under their mutex ----
 
 cdef void partial_list(Vswap* m, Cluster* cluster) noexcept nogil:
+    us_assert(us_locked(&m.clusters.mutex), "lists change under the mutex")
     cluster.next = NULL
     cluster.prev = m.partial_end[cluster.order]
     if cluster.prev != NULL:
@@ -329,6 +331,7 @@ cdef void partial_list(Vswap* m, Cluster* cluster) noexcept nogil:
 
 
 cdef void partial_unlist(Vswap* m, Cluster* cluster) noexcept nogil:
+    us_assert(us_locked(&m.clusters.mutex), "lists change under the mutex")
     if cluster.prev != NULL:
         cluster.prev.next = cluster.next
     else:
