@@ -6,6 +6,7 @@ write it is from, so a folio of another place or another time is noticed.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import time
@@ -291,3 +292,149 @@ def test_a_page_thrown_away_under_a_check_of_its_copy_can_be_written_again() -> 
     )
     result = run_python(program)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_what_lies_behind_a_short_last_folio_was_not_filled() -> None:
+    """The last window was moved as a whole though its last folio is short: its bytes were charged and never given back,
+    and the page behind the array's end was still there when another array began to use it."""
+    pool = fresh_pool(RAM)
+    size = 3 * WINDOW * FOLIO
+    for _ in range(2):
+        memory = pool.empty(size - 4096, np.uint8)
+        for first in range(0, len(memory), FOLIO):
+            memory[first : first + FOLIO] = 7
+        for _ in range(3):
+            out(pool)
+            assert all((memory[first : first + FOLIO] == 7).all() for first in range(0, len(memory), FOLIO))
+        del memory
+        check_empty(pool)
+    assert not pool.zeros(size, np.uint8).any()
+
+
+def test_an_array_was_freed_while_another_thread_gave_its_ready_windows_back(pool: Any) -> None:
+    """Who gave them back did so after the job was free, and looked at a region that had gone meanwhile."""
+    kept, versions = filled(pool), np.zeros(FOLIOS, np.int64)
+    stop = threading.Event()
+
+    def comes_and_goes() -> None:
+        try:
+            for turn in range(60):
+                memory = pool.empty((8 * WINDOW, WORDS), np.int64)
+                for first in range(0, 8 * WINDOW, WINDOW):
+                    memory[first : first + WINDOW] = turn
+                pool.evict(16 << 20)
+                for first in range(0, 4 * WINDOW, WINDOW):
+                    assert (memory[first : first + WINDOW] == turn).all()
+                if turn % 2:
+                    time.sleep(0.002)
+                del memory
+        finally:
+            stop.set()
+
+    def evicts() -> None:
+        while not stop.is_set():
+            pool.evict(1)
+
+    together(comes_and_goes, evicts)
+    scan(kept, versions)
+    check_pool(pool)
+    del kept
+    check_empty(pool)
+
+
+def test_a_folio_that_could_not_be_moved_away_was_protected_no_more() -> None:
+    """Two holders have its id, so it is taken for clean without a look. A page of its neighbour is missing: what had been
+    moved came back, and a write to it before it left made no fault and was lost."""
+    pool = fresh_pool("32MiB", swap="none")
+    memory = pool.array(data("walk", WINDOW * FOLIO, 1).view(np.int64).reshape(WINDOW, WORDS))
+    libc = ctypes.CDLL(None)
+    go, done = [0], [0]
+
+    def writes() -> None:
+        for turn in range(1, 81):
+            while go[0] != turn:
+                if go[0] < 0:
+                    return
+                time.sleep(0)
+            for _ in range(turn * 3):
+                pass
+            memory[turn % WINDOW, :16] = turn
+            done[0] = turn
+
+    def evicts() -> None:
+        try:
+            for turn in range(1, 81):
+                memory.sum()
+                snapshot = pool.snapshot(memory)
+                page = ctypes.c_void_p(memory[WINDOW - 1, -512:].ctypes.data)
+                assert libc.madvise(page, ctypes.c_size_t(4096), 4) == 0
+                go[0] = turn
+                pool._core.evict(WINDOW * FOLIO)
+                while done[0] != turn:
+                    time.sleep(0)
+                assert (memory[turn % WINDOW, :16] == turn).all(), turn
+                del snapshot
+        finally:
+            go[0] = -1
+
+    together(writes, evicts)
+    check_pool(pool)
+
+
+def test_ids_that_end_beside_a_scan(pool: Any) -> None:
+    """Whether a neighbour's id is shared was asked before the neighbour was held: it may be nobody's by then."""
+    memory, versions = filled(pool), np.zeros(FOLIOS, np.int64)
+    part = memory[: 8 * WINDOW]
+    stop = threading.Event()
+
+    def scans() -> None:
+        try:
+            for _ in range(6):
+                pool.evict(32 << 20)
+                scan(memory, versions, 0, 8 * WINDOW)
+        finally:
+            stop.set()
+
+    def snapshots() -> None:
+        while not stop.is_set():
+            old = pool.snapshot(part)
+            for folio in range(0, 8 * WINDOW, 3):
+                memory[folio, 0] = memory[folio, 0]
+            del old
+
+    together(scans, snapshots)
+    check_pool(pool)
+
+
+def test_what_nobody_needs_yet_does_not_exceed_the_budget() -> None:
+    """There is room for the folio that is wanted, and not for the window that it is in."""
+    pool = fresh_pool(RAM, swap="none")
+    memory = pool.empty(160 << 20, np.uint8)
+    stats = pool.stats()
+    used = stats.resident_bytes + stats.pool_bytes + stats.metadata_bytes
+    noise = data("noise", FOLIO, 1)
+    last = (stats.budget_bytes - used - (1 << 20)) // FOLIO // WINDOW * WINDOW * FOLIO + FOLIO
+    last -= 0 if stats.budget_bytes - used - last < (WINDOW - 1) * FOLIO else WINDOW * FOLIO
+    for first in range(0, last, FOLIO):
+        memory[first : first + FOLIO] = noise
+    assert pool.stats().over_budget == 0
+    check_pool(pool)
+
+
+def test_a_write_anywhere_in_a_folio_is_noticed(pool: Any) -> None:
+    """Folios that came by a read are told from their copies by their sums: every byte counts, and where it is."""
+    memory = pool.array(data("walk", 3 * WINDOW * FOLIO, 2).reshape(3 * WINDOW, FOLIO))
+    out(pool)
+    model = np.array(memory)
+    faults = pool.stats().faults
+    for folio in range(64):
+        at = folio * 1024 + folio * 37 % 1024  # in every KiB, and in every word of four
+        for array in (memory, model):
+            array[folio, at] ^= 1 << folio % 8
+    for array in (memory, model):
+        array[64, :2048] = np.roll(array[64, :2048], 1024)  # two blocks of the sum, exchanged
+        array[65, 1024:1056] = np.roll(array[65, 1024:1056], 16)
+    assert pool.stats().faults == faults, "no write was noticed by its fault"
+    out(pool)
+    assert np.array_equal(memory, model)
+    check_pool(pool)

@@ -5,7 +5,8 @@
 #   FREE ──ask──► ASKED ──thread──► MAKING ──► OPEN ──all folios done──► READY ──take──► FREE
 #                                             (who waits for it helps)
 #
-# An ask is a guess: it may be forgotten at any time. A READY window holds memory that is charged to the pool.
+# An ask is a guess: it may be forgotten at any time. A READY window holds memory that is charged to the pool; while
+# that is given back it is MAKING once more, so that a region is not freed as long as a job names it.
 # Beside windows, the thread is asked to reclaim (a job with ROOM for its first folio), so that faults rarely have to.
 # `ahead_lock` is a leaf mutex.
 from libc.stdint cimport int64_t, uint64_t
@@ -24,7 +25,6 @@ cdef struct Job:
     uint64_t first              # its first folio
     char* frames
     int64_t next                # the folio that is done next
-    int64_t done
     int64_t helpers             # threads that look at the job; under the lock
     int64_t error
     uint64_t age
@@ -49,7 +49,7 @@ cdef void ahead_helped(Job* job) noexcept nogil
 # The frames of a READY window, which are the caller's from then on; or NULL.
 cdef char* ahead_take(Region* region, uint64_t first) noexcept nogil
 # Forgets what was asked of a region (NULL: of any) of the pool, and drops what is READY: how many windows. With `wait`,
-# what is being made too: then nothing of it is left. Not from the thread itself.
+# what is being made too: then nothing is left of what was asked before. Not from the thread itself.
 cdef int64_t ahead_forget(MemoryPool* pool, Region* region, bint wait) noexcept nogil
 cdef void ahead_rest() noexcept nogil                           # the process ends: the thread does nothing any more
 cdef void ahead_renew() noexcept nogil                          # in a forked child: no thread, nothing asked

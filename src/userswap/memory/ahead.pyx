@@ -10,8 +10,8 @@ from libc.string cimport memset
 from userswap.memory.regions cimport MemoryPool, Region
 from userswap.memory.stage cimport STAGE_SLOTS
 from userswap.native.us cimport (
-    us_add, us_assert, us_futex_wait, us_futex_wake, us_load32, us_lock, us_mutex, us_read, us_store32, us_unlock,
-    us_write,
+    us_add, us_assert, us_chaos, us_futex_wait, us_futex_wake, us_load32, us_lock, us_mutex, us_read, us_store32,
+    us_unlock, us_write,
 )
 
 cdef extern from *:
@@ -111,37 +111,55 @@ cdef bint ahead_running() noexcept nogil:
 cdef void ahead_rest() noexcept nogil:
     global resting
     cdef int i
-    cdef bint busy = True
+    cdef bint busy = running
+    resting = True
     while busy:
         busy = False
+        operations.enter()      # no signal handler of the program, no fork, while the lock is held
         us_lock(&ahead_lock)
-        resting = True
         for i in range(AHEAD_JOBS):
             busy = busy or jobs[i].state == MAKING or jobs[i].state == OPEN
         us_unlock(&ahead_lock)
+        operations.leave()
         if busy:
             sched_yield()
+
+
+cdef void drop(Job* job) noexcept nogil:
+    """Gives back what a READY job holds. Comes with the lock and gives it up; until the end the job is not FREE: so who
+    frees its region waits."""
+    us_write(&job.state, MAKING)
+    us_add(&ready, -1)
+    us_unlock(&ahead_lock)
+    us_chaos()
+    operations.drop(job)
+    ahead_end(job, False)
+
+
+cdef Job* room_for(Region* region, uint64_t first) noexcept nogil:
+    """A FREE job, or the oldest that nobody came for. NULL: all are being made, or it is asked for already."""
+    cdef Job* job = NULL
+    cdef int i
+    if find(region, first) != NULL:
+        return NULL
+    for i in range(AHEAD_JOBS):
+        if jobs[i].state == FREE:
+            return &jobs[i]
+        if (jobs[i].state == ASKED or jobs[i].state == READY) and (job == NULL or jobs[i].age < job.age):
+            job = &jobs[i]
+    return job
 
 
 cdef void ahead_ask(Region* region, uint64_t first) noexcept nogil:
     global clock
     cdef Job* job = NULL
-    cdef Job dropped
-    cdef int i
-    dropped.frames = NULL
-    us_lock(&ahead_lock)
-    if find(region, first) == NULL:
-        for i in range(AHEAD_JOBS):
-            # The oldest that nobody came for gives way.
-            if jobs[i].state == FREE or ((jobs[i].state == ASKED or jobs[i].state == READY) and jobs[i].helpers == 0
-                                         and (job == NULL or (job.state != FREE and jobs[i].age < job.age))):
-                job = &jobs[i]
-                if job.state == FREE:
-                    break
+    while True:
+        us_lock(&ahead_lock)
+        job = room_for(region, first)
+        if job == NULL or job.state != READY:
+            break
+        drop(job)
     if job != NULL:
-        if job.state == READY:
-            dropped = job[0]
-            us_add(&ready, -1)
         job.region = region
         job.first = first
         job.frames = NULL
@@ -152,15 +170,12 @@ cdef void ahead_ask(Region* region, uint64_t first) noexcept nogil:
     us_unlock(&ahead_lock)
     if job != NULL:
         us_futex_wake(&asked, 1)
-    if dropped.frames != NULL:
-        operations.drop(&dropped)
 
 
 cdef void ahead_open(Job* job) noexcept nogil:
     us_lock(&ahead_lock)
     us_assert(job.state == MAKING, "what is opened is being made")
     us_write(&job.next, 0)
-    us_write(&job.done, 0)
     us_write(&job.error, 0)
     us_write(&job.state, OPEN)
     us_unlock(&ahead_lock)
@@ -223,29 +238,32 @@ cdef char* ahead_take(Region* region, uint64_t first) noexcept nogil:
 
 
 cdef int64_t ahead_forget(MemoryPool* pool, Region* region, bint wait) noexcept nogil:
-    cdef Job dropped
+    cdef Job* job
     cdef int64_t count = 0
-    cdef int i
-    cdef bint again = True
-    while again:
-        again = False
-        for i in range(AHEAD_JOBS):
-            dropped.frames = NULL
-            us_lock(&ahead_lock)
-            if jobs[i].state != FREE and jobs[i].region.pool == pool and (region == NULL or jobs[i].region == region):
-                if jobs[i].state == READY:
-                    dropped = jobs[i]
-                    us_add(&ready, -1)
-                if jobs[i].state == READY or jobs[i].state == ASKED:
-                    us_write(&jobs[i].state, FREE)
-                else:
-                    again = wait
+    cdef uint64_t now
+    cdef int i = 0
+    us_lock(&ahead_lock)
+    now = clock                 # what others ask for from here on is not waited for: it may never end
+    us_unlock(&ahead_lock)
+    while i < AHEAD_JOBS:
+        job = &jobs[i]
+        us_lock(&ahead_lock)
+        if (job.state == FREE or job.age >= now or job.region.pool != pool
+                or (region != NULL and job.region != region)):
+            i += 1
+        elif job.state == READY:
+            drop(job)
+            count += 1
+            continue
+        elif job.state == ASKED:
+            us_write(&job.state, FREE)
+        elif wait:
             us_unlock(&ahead_lock)
-            if dropped.frames != NULL:
-                operations.drop(&dropped)
-                count += 1
-        if again:
             sched_yield()
+            continue
+        else:
+            i += 1
+        us_unlock(&ahead_lock)
     return count
 
 

@@ -48,7 +48,7 @@ from userswap.native.us cimport (
     us_word_release, us_word_wait, us_write,
 )
 from userswap.native.sum cimport us_sum, us_sum_start
-from userswap.reclaim.reclaim cimport reclaim_background, reclaim_charge, reclaim_short, reclaim_uncharge
+from userswap.reclaim.reclaim cimport reclaim_background, reclaim_charge, reclaim_short, reclaim_try, reclaim_uncharge
 from userswap.swap.holder cimport holder_release
 from userswap.swap.kin cimport kin_after_fork, kin_before_fork
 from userswap.swap.map cimport HolderOps, SwapMap
@@ -257,11 +257,16 @@ cdef int fill_from_peer(MemoryPool* pool, uint64_t id, char* target, uint64_t by
     return error
 
 
-cdef void charge(Region* region, int64_t bytes) noexcept nogil:
-    """Before `bytes` of a region come into place: makes room now, and lets the thread make room for who comes next."""
-    reclaim_charge(&region.pool.reclaim, bytes)
+cdef bint charge(Region* region, uint64_t bytes, bint needed) noexcept nogil:
+    """Before `bytes` of a region come into place: makes room now, and lets the thread make room for who comes next.
+    False: there is none for what is not `needed`, and it is not charged."""
+    if needed:
+        reclaim_charge(&region.pool.reclaim, <int64_t>bytes)
+    elif not reclaim_try(&region.pool.reclaim, <int64_t>bytes):
+        return False
     if reclaim_short(&region.pool.reclaim) and ahead_running():
         ahead_ask(region, ROOM)
+    return True
 
 
 cdef int place(char* folio, char* frame) noexcept nogil:
@@ -277,7 +282,8 @@ cdef int place(char* folio, char* frame) noexcept nogil:
 
 
 cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writing) noexcept nogil:
-    """EMPTY or SWAPPED to resident. The caller has set BUSY on `word`; it is released here, whatever happens."""
+    """EMPTY or SWAPPED to resident. The caller has charged the folio, and has set BUSY on `word`, which is released
+    here, whatever happens."""
     cdef MemoryPool* pool = region.pool
     cdef uint64_t* at = &region.words[index]
     cdef char* folio = folio_at(region, index)
@@ -289,7 +295,6 @@ cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writi
     cdef bint zeros = False
     cdef int error = -ENXIO
     region.broken[index // STAGE_SLOTS] = True
-    charge(region, <int64_t>bytes)
     us_chaos()
     # The clean folio of a shared id is guarded, so that other holders can copy it. Guarded from the start means copied.
     if bytes == FOLIO_BYTES and (writing or id == 0 or not swap_shared(pool.swap, id)):
@@ -367,6 +372,11 @@ cdef int wanted_run(Region* region, uint64_t index) noexcept nogil:
     return 1
 
 
+cdef inline bint whole_window(Region* region, uint64_t first) noexcept nogil:
+    """Not where the region's last folio is a short one: what lies behind it is not the region's."""
+    return first + STAGE_SLOTS <= region.bytes >> FOLIO_SHIFT
+
+
 cdef bint window_in_place(Region* region, uint64_t first, char* frames, uint64_t index, bint writing) noexcept nogil:
     """A window with its bytes into place; every word of it is BUSY by us, and released. False: it can't be, the frames
     and what they were charged are given back, and the words are as they were."""
@@ -413,7 +423,8 @@ cdef bint make_window(Region* region, uint64_t first, bint writing) noexcept nog
     cdef bint zeros = False
     cdef int error = 0
     cdef uint64_t i
-    charge(region, STAGE_SLOTS * FOLIO_BYTES)
+    if not charge(region, STAGE_SLOTS * FOLIO_BYTES, False):
+        return False
     frames = stage_take_window(&zeros)
     if frames != NULL and word_state(us_load(words)) == EMPTY:
         if not zeros:
@@ -476,6 +487,7 @@ cdef void make_ahead(Job* job) noexcept nogil:
     cdef uint64_t word
     cdef uint64_t held = 0
     cdef bint zeros = False
+    cdef bint shared = False
     cdef bint ready = False
     if first == ROOM:
         reclaim_background(&region.pool.reclaim)
@@ -485,16 +497,19 @@ cdef void make_ahead(Job* job) noexcept nogil:
     if word & BUSY or word_state(word) != SWAPPED:
         ahead_end(job, False)       # the program was faster
         return
-    reclaim_charge(&region.pool.reclaim, STAGE_SLOTS * FOLIO_BYTES)
+    if not reclaim_try(&region.pool.reclaim, STAGE_SLOTS * FOLIO_BYTES):
+        ahead_end(job, False)
+        return
     us_chaos()
-    while held < STAGE_SLOTS:
+    while held < STAGE_SLOTS and not shared:
         word = us_load(&region.words[first + held])
-        if word & BUSY or word_state(word) != SWAPPED or swap_shared(region.pool.swap, word_id(word)):
+        if word & BUSY or word_state(word) != SWAPPED:
             break
         if not us_cas(&region.words[first + held], word, (word | BUSY) & ~<uint64_t>WAITERS):
             break
         held += 1
-    job.frames = stage_take_window(&zeros) if held == STAGE_SLOTS else NULL
+        shared = swap_shared(region.pool.swap, word_id(word))
+    job.frames = stage_take_window(&zeros) if held == STAGE_SLOTS and not shared else NULL
     if job.frames != NULL:
         ahead_open(job)
         do_share(job)
@@ -564,7 +579,7 @@ cdef void ask_ahead(Region* region, uint64_t index) noexcept nogil:
     if region.pool.run_most < STAGE_SLOTS or index % STAGE_SLOTS or not ahead_running():
         return
     for _i in range(AHEAD_DEPTH):
-        if index + STAGE_SLOTS <= region_folios(region) and word_state(us_load(&region.words[index])) == SWAPPED:
+        if whole_window(region, index) and word_state(us_load(&region.words[index])) == SWAPPED:
             ahead_ask(region, index)
         index += STAGE_SLOTS
 
@@ -584,6 +599,7 @@ cdef int make_run(Region* region, uint64_t index, uint64_t word, bint writing) n
     """The folio, whose BUSY the caller has set, and its neighbours if faults come in a row. Releases the words."""
     cdef int most = wanted_run(region, index) if stage_usable() else 1
     cdef int count = 1, i, error
+    cdef bint more
     cdef uint64_t[STAGE_SLOTS] held
     held[0] = word
     if word & STAGED and take_ahead(region, index, writing):
@@ -591,20 +607,26 @@ cdef int make_run(Region* region, uint64_t index, uint64_t word, bint writing) n
         return 0
     while count < most:
         word = us_load(&region.words[index + <uint64_t>count])
-        if (word & BUSY or word_state(word) != word_state(held[0])
-                or (word_id(word) and swap_shared(region.pool.swap, word_id(word)))):
+        if word & BUSY or word_state(word) != word_state(held[0]):
             break
         held[count] = (word | BUSY) & ~<uint64_t>WAITERS
         if not us_cas(&region.words[index + <uint64_t>count], word, held[count]):
             break
+        # Not asked before it is held: the id could end.
+        if word_id(word) and swap_shared(region.pool.swap, word_id(word)):
+            us_word_release(&region.words[index + <uint64_t>count], held[count] & ~<uint64_t>BUSY, WAITERS)
+            break
         count += 1
     if most > 1:
         ask_ahead(region, index + <uint64_t>most)
-    if count == STAGE_SLOTS and make_window(region, index, writing):
+    if count == STAGE_SLOTS and whole_window(region, index) and make_window(region, index, writing):
         return 0
+    charge(region, folio_bytes(region, index), True)
     error = make_resident(region, index, held[0], writing)
+    more = error == 0
     for i in range(1, count):
-        if error == 0:
+        more = more and charge(region, folio_bytes(region, index + <uint64_t>i), False)
+        if more:
             make_resident(region, index + <uint64_t>i, held[i], False)
         else:
             us_word_release(&region.words[index + <uint64_t>i], held[i] & ~<uint64_t>BUSY, WAITERS)
@@ -736,17 +758,18 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
     """Evicts a run of neighbouring folios whose words are BUSY by us; releases the words. Returns the bytes freed.
 
     They are moved to the stage together and looked at there. What can't be moved (pages shared with a forked child) is
-    protected, looked at in place and thrown away."""
+    protected, looked at in place and thrown away. All of them are GUARDED or none: what is GUARDED isn't moved, since
+    it would come back without protection if the move failed half way."""
     cdef Region* region = victims[0].region
     cdef char* start = folio_at(region, victims[0].index)
     cdef uint64_t length = (<uint64_t>(count - 1) << FOLIO_SHIFT) + folio_bytes(region, victims[count - 1].index)
-    cdef char* staged = stage_room(count) if length == <uint64_t>count << FOLIO_SHIFT else NULL
+    cdef bint guarded = victims[0].word & GUARDED != 0
+    cdef char* staged = stage_room(count) if length == <uint64_t>count << FOLIO_SHIFT and not guarded else NULL
     cdef char* bytes = start
     cdef int i, first = 0, last = 0, error = 0, refused = 0
     cdef int64_t freed = 0
     cdef uint64_t gone
     cdef uint64_t[BATCH] ids
-    cdef bint protect = False
     cdef bint whole = count == STAGE_SLOTS and not region.broken[victims[0].index // STAGE_SLOTS]
     us_chaos()
     if not whole:
@@ -757,16 +780,13 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
     if staged != NULL:
         bytes = staged
     else:
-        for i in range(count):
-            if not victims[i].word & GUARDED:
-                protect = True
-        if protect:
+        if not guarded:
             error = frame_protect(start, length)
         us_set_reading(start, length, True)
     us_chaos()
     for i in range(count):
         # Clean when it came; a program that has written to it since has made the copy worthless.
-        if (error == 0 and word_state(victims[i].word) == CLEAN and not victims[i].word & GUARDED
+        if (error == 0 and word_state(victims[i].word) == CLEAN and not guarded
                 and not still_clean(region, victims[i].index, bytes + (<uint64_t>i << FOLIO_SHIFT))):
             swap_put(pool.swap, word_id(victims[i].word))
             victims[i].word = word_make(DIRTY, 0)
@@ -802,7 +822,7 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
             gone = folio_bytes(region, victims[i].index)
             if staged != NULL:
                 put_back(folio_at(region, victims[i].index), staged + (<uint64_t>i << FOLIO_SHIFT), gone)
-            elif not victims[i].word & GUARDED:
+            elif not guarded:
                 frame_unprotect(folio_at(region, victims[i].index), gone)
             us_word_release(&region.words[victims[i].index], (victims[i].word & ~<uint64_t>(BUSY | WAITERS)) | YOUNG,
                             WAITERS)
@@ -872,7 +892,8 @@ cdef int64_t evict(void* ctx, int64_t want) noexcept nogil:
         first = 0
         while first < count:
             last = first + 1
-            while last < count and victims[last].index == victims[last - 1].index + 1:
+            while (last < count and victims[last].index == victims[last - 1].index + 1
+                   and (victims[last].word ^ victims[first].word) & GUARDED == 0):
                 last += 1
             freed += vacate_run(pool, worker, &victims[first], last - first)
             first = last
@@ -1063,7 +1084,7 @@ cdef int snapshot_folio(Region* source, Region* target, uint64_t index) noexcept
 cdef int memory_snapshot(MemoryPool* pool, void* start, void* copy) noexcept nogil:
     cdef Region* source = region_at(start)
     cdef Region* target = region_at(copy)
-    cdef uint64_t i
+    cdef uint64_t i, word
     cdef int error = 0
     if (source == NULL or target == NULL or source.pool != pool or target.pool != pool or source.bytes != target.bytes
             or source.base != <char*>start or target.base != <char*>copy):
@@ -1072,7 +1093,8 @@ cdef int memory_snapshot(MemoryPool* pool, void* start, void* copy) noexcept nog
     for i in range(region_folios(source)):
         # What is stored makes the pool grow before anything leaves; what is shared, the map, by a few bytes each.
         # Reclaim takes a worker of its own: before ours.
-        if word_state(us_load(&source.words[i])) == DIRTY or i & 63 == 0:
+        word = us_load(&source.words[i])
+        if (word_resident(word) and not word & GUARDED) or i & 63 == 0:
             reclaim_charge(&pool.reclaim, 0)
         error = snapshot_folio(source, target, i)
         if error:

@@ -24,12 +24,15 @@ cdef struct Reclaim:
     int64_t failures            # charges that stayed over the budget
     int64_t warned              # 1 after the warning; 0 again when it fits
     int64_t rest_until          # ns: nothing could leave a moment ago, don't try before this
+    int64_t spare_at            # ns: there was no room for what nobody needs yet, don't try before this
     bint hard                   # end the program rather than exceed the budget
 
 cdef int64_t reclaim_used(Reclaim* r) noexcept nogil            # resident + pool + metadata, bytes
 # Before `bytes` more become resident: makes room. Never fails: with nowhere to go the budget is exceeded,
 # with one warning (or the program ends, if `hard`).
 cdef void reclaim_charge(Reclaim* r, int64_t bytes) noexcept nogil
+# The same for what nobody needs yet: False, and nothing is charged, if it would exceed the budget.
+cdef bint reclaim_try(Reclaim* r, int64_t bytes) noexcept nogil
 # Whether a background thread should reclaim now, so that the next charges need not; asked after a charge.
 cdef bint reclaim_short(Reclaim* r) noexcept nogil
 cdef void reclaim_background(Reclaim* r) noexcept nogil         # what it then does

@@ -112,6 +112,24 @@ cdef void reclaim_charge(Reclaim* r, int64_t bytes) noexcept nogil:
     us_max(&r.peak, used)
 
 
+cdef bint reclaim_try(Reclaim* r, int64_t bytes) noexcept nogil:
+    cdef int64_t used
+    if us_read(&r.spare_at) != 0 and us_now() < us_read(&r.spare_at):
+        return False
+    us_add(&r.resident, bytes)
+    us_write(&r.piece, bytes)
+    used = reclaim_used(r)
+    if used > r.limit - r.headroom and (us_read(&r.rest_until) == 0 or us_now() >= us_read(&r.rest_until)):
+        us_write(&r.pressed, PRESSED)
+        used = reclaim_down_to(r, r.limit - r.headroom, bytes)
+    if used > r.limit:
+        us_add(&r.resident, -bytes)
+        us_write(&r.spare_at, us_now() + REST_NS)
+        return False
+    us_max(&r.peak, used)
+    return True
+
+
 cdef bint reclaim_short(Reclaim* r) noexcept nogil:
     # Not before somebody had to: a program that just fits would lose folios for nothing, over and over.
     cdef int64_t pressed = us_read(&r.pressed)
