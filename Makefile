@@ -19,7 +19,7 @@ $(BIN)/.tools: pyproject.toml
 	@command -v $${CC:-cc} >/dev/null || { echo "a C compiler is needed: on Debian and Ubuntu, apt-get install gcc"; exit 1; }
 	@$(PYTHON) -c 'import pathlib, sys, sysconfig; sys.exit(0 if pathlib.Path(sysconfig.get_path("include"), "Python.h").exists() else "the headers of Python are needed to build: on Debian and Ubuntu, apt-get install python3-dev")'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { echo "on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
-	@$(PIP) install 'meson-python>=0.17' 'meson>=1.4' ninja 'cython>=3.1' 'numpy>=2.0' 'blosc2>=4.1' 'rich>=13' 'matplotlib>=3.8' \
+	@$(PIP) install 'meson-python>=0.17' 'meson>=1.4' ninja 'cython>=3.1' 'numpy>=2.0' 'blosc2>=4.1' 'rich>=13' 'matplotlib>=3.8' 'pandas>=2.2' \
 	    'pytest>=8' 'hypothesis>=6' 'mypy>=1.11' 'ruff>=0.6' 'cython-lint>=0.16'
 	@touch $@
 
@@ -34,8 +34,8 @@ venv: $(BIN)/.built  ## build .venv/ with userswap and the tools in it
 demo: $(BIN)/.built  ## the main job on real data, in less memory than it needs
 	@$(BIN)/python examples/demo.py
 
-bench: $(BIN)/.built  ## how fast it is on this machine
-	@$(BIN)/userswap bench scan
+bench: $(BIN)/.built  ## how fast it is on this machine, beside the kernel's swap and others
+	@$(BIN)/userswap bench compare --quick
 
 test: $(BIN)/.built  ## run the tests
 	@$(BIN)/python -m pytest -q

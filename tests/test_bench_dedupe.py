@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from userswap.bench import dedupe
-from userswap.bench.scan import Array
+from userswap.bench.data import Array
 from userswap.cli import main
 from userswap.errors import LabError
 

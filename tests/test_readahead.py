@@ -257,6 +257,44 @@ def test_a_pool_without_memory_for_windows_says_nothing_and_works() -> None:
         fresh_pool("1MiB")
 
 
+def test_background_reclaim_starved_a_program_that_nothing_could_leave() -> None:
+    """Over the budget, with nowhere to go: it threw out all that the program worked with, again and again."""
+    program = (
+        "import numpy as np, userswap\n"
+        "a = np.cumsum(np.random.default_rng(1).integers(-9, 10, 3_000_000)) / 100\n"
+        "pool = userswap.Pool(ram='16MiB', swap='none', dedupe=False)\n"
+        "x = pool.array(a)\n"
+        "x.sort()\n"
+        "a.sort()\n"
+        "print(np.array_equal(a, x), pool.stats().faults < 20_000)\n"
+    )
+    result = run_python(program)
+    assert (result.returncode, result.stdout) == (0, "True True\n"), result.stderr
+
+
+def test_a_page_thrown_away_under_a_check_of_its_copy_can_be_written_again() -> None:
+    """A clean folio that stays is summed in place; a page that is missing must not come back protected for ever."""
+    program = (
+        "import ctypes, numpy as np, userswap\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "pool = userswap.Pool(ram='16MiB', swap='none')\n"
+        "x = pool.array(np.arange(1 << 17))\n"
+        "for turn in range(8):\n"
+        "    pool.evict(); pool.evict()\n"
+        "    for folio in (9, 5, 2):\n"
+        "        x[folio << 13]\n"
+        "        page = x[(folio << 13) + 1024 : (folio << 13) + 1536]\n"
+        "        assert libc.madvise(ctypes.c_void_p(page.ctypes.data), 4096, 4) == 0\n"
+        "    pool.evict(1)\n"
+        "    for folio in (9, 5, 2):\n"
+        "        x[(folio << 13) + 1024 : (folio << 13) + 1536] += turn + 1\n"
+        "        assert (x[(folio << 13) + 1024 : (folio << 13) + 1536] == turn + 1).all()\n"
+        "        assert x[(folio << 13) + 1536] == (folio << 13) + 1536\n"
+    )
+    result = run_python(program)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_what_lies_behind_a_short_last_folio_was_not_filled() -> None:
     """The last window was moved as a whole though its last folio is short: its bytes were charged and never given back,
     and the page behind the array's end was still there when another array began to use it."""

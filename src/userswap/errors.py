@@ -6,6 +6,7 @@ sentence and ends with exit code 2. Errors of the program that userswap runs are
 
 __all__ = [
     "BadSize",
+    "BenchError",
     "BudgetError",
     "LabError",
     "MapDesignError",
@@ -51,3 +52,7 @@ class TraceError(UserswapError):
 
 class LabError(UserswapError):
     """An experiment that could not be carried out, or whose results are wrong."""
+
+
+class BenchError(UserswapError):
+    """A contender of a benchmark that can't be set up here, or whose result is wrong."""

@@ -6,7 +6,7 @@ cdef enum:
     FOLIO_SHIFT = 16
     FOLIO_BYTES = 65536
     PACKED_BYTES = 69632        # a folio that does not compress, its header, rounded to slots
-    RECIPES = 11
+    RECIPES = 9
 
 cdef struct Worker:
     char* folio                 # FOLIO_BYTES, page aligned: decompressed data

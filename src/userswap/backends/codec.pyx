@@ -109,8 +109,6 @@ recipes[5] = Recipe(b"lz4 bitshuffle 2", 2, 2, False, 9)
 recipes[6] = Recipe(b"lz4 bitshuffle 1", 2, 1, False, 9)
 recipes[7] = Recipe(b"lz4 shuffle 8", 1, 8, True, 5)
 recipes[8] = Recipe(b"lz4 shuffle 4", 1, 4, True, 5)
-recipes[9] = Recipe(b"lz4 shuffle 2", 1, 2, True, 5)
-recipes[10] = Recipe(b"lz4 shuffle 16", 1, 16, True, 5)
 
 
 cdef int codec_load(const char* library, char* why, int why_bytes) noexcept nogil:

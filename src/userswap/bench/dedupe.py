@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from userswap.bench.scan import STEP, Array, update, walk
+from userswap.bench.data import STEP, Array, update, walk
 from userswap.errors import LabError
 from userswap.pool import Pool
 

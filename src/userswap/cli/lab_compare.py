@@ -1,19 +1,15 @@
 """`userswap lab compare` and `upstream`: what can be wrong is looked at before anything is measured."""
 
-import importlib.util
 import json
-import os
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
+from userswap.cli.experiment import Action, Bar, complain, plainly, writable, writable_plot, write
 from userswap.cli.main import Parser, version
-from userswap.errors import UsageError, UserswapError
+from userswap.errors import UsageError
 from userswap.sizes import format_size
 
 __all__ = ["prepare_compare", "prepare_upstream"]
 
-Action = Callable[[], int]
 QUICK_PAGES, QUICK_ROUNDS = 100_000, 3
 PAGES, ROUNDS = 1_000_000, 5
 
@@ -63,12 +59,8 @@ def prepare_compare(arguments: list[str]) -> Action:
             f"--pages {pages} takes up to {format_size(compare.need(wanted))} of memory, and "
             f"{format_size(machine.available())} are available: choose fewer, or --quick."
         )
-    files = {name: writable(f"--{name}", getattr(options, name)) for name in ("json", "csv", "plot")}
-    plot = files["plot"]
-    if plot and plot.suffix not in (".png", ".svg"):
-        raise UsageError(f"--plot {plot}: the name must end in .png or .svg.")
-    if plot and importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("--plot needs matplotlib, which is not installed: pip install 'userswap[plot]'.")
+    files = {name: writable(f"--{name}", getattr(options, name)) for name in ("json", "csv")}
+    plot = writable_plot(options.plot)
 
     def action() -> int:
         from userswap.lab import report
@@ -128,82 +120,3 @@ def designs(text: str | None, there: Sequence[str]) -> list[str]:
         if name not in there:
             raise UsageError(f"--designs: there is no design {name!r}, only {', '.join(there)}.")
     return list(dict.fromkeys(names))
-
-
-def writable(option: str, name: str | None) -> Path | None:
-    """Return the file that an option names after opening it for writing, None for None. Raises UsageError."""
-    if name is None:
-        return None
-    path = Path(name)
-    try:
-        new = not path.exists()
-        with path.open("ab"):
-            pass
-        if new:
-            path.unlink()
-    except OSError as error:
-        raise UsageError(f"{option} {name} can't be written: {os.strerror(error.errno or 0)}.") from error
-    return path
-
-
-def write(path: Path | None, writer: Callable[[Path], object]) -> None:
-    """Write to a file that was asked for. Raises UserswapError."""
-    if path is None:
-        return
-    try:
-        writer(path)
-    except OSError as error:
-        raise UserswapError(f"{path} can't be written: {error.strerror}.") from error
-
-
-def plainly(action: Action) -> Action:
-    """Return the action with its errors as sentences."""
-
-    def guarded() -> int:
-        try:
-            return action()
-        except UserswapError as error:
-            print(f"userswap: {error}", file=sys.stderr)
-        except MemoryError as error:
-            print(f"userswap: Not enough memory to measure this: {error}.", file=sys.stderr)
-        return 2
-
-    return guarded
-
-
-def complain(sentences: list[str]) -> int:
-    """Say on stderr what makes the figures unbelievable, and return the exit code."""
-    for sentence in sentences:
-        print(f"userswap: {sentence}", file=sys.stderr)
-    return 1 if sentences else 0
-
-
-class Bar:
-    """A progress bar on stderr, where that is a terminal."""
-
-    def __init__(self, steps: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        to = Console(stderr=True)
-        self.progress = Progress(
-            BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}"),
-            console=to,
-            transient=True,
-            disable=not to.is_terminal,
-        )
-        self.task = self.progress.add_task("", total=steps, completed=-1)
-
-    def __enter__(self) -> "Bar":
-        self.progress.start()
-        return self
-
-    def __exit__(self, *ignored: object) -> None:
-        self.progress.stop()
-
-    def step(self, text: str) -> None:
-        """Say what comes next."""
-        self.progress.update(self.task, advance=1, description=text)

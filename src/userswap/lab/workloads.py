@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from userswap.bench.scan import STEP, walk
+from userswap.bench.data import STEP, walk
 from userswap.pool import Pool
 
 __all__ = ["WORKLOADS", "run"]

@@ -68,6 +68,7 @@ cdef extern from *:
     static __thread sigset_t us_kept_mask;
     static __thread int us_kept_cancel;
     static __thread const char *us_reading, *us_reading_end;
+    static __thread int us_reading_guarded;
 
     static int us_self_depth(void) { return us_depth; }
     static int us_deeper(void) {
@@ -79,7 +80,12 @@ cdef extern from *:
     static int us_shallower(void) { return --us_depth; }
     static void us_allow_cancel(void) { pthread_setcancelstate(us_kept_cancel, NULL); }
     static int us_self_reading(const char *at) { return at >= us_reading && at < us_reading_end; }
-    static void us_set_reading(const char *at, uint64_t length) { us_reading = at; us_reading_end = at + length; }
+    static int us_self_guarded(void) { return us_reading_guarded; }
+    static void us_set_reading(const char *at, uint64_t length, int guarded) {
+        us_reading = at;
+        us_reading_end = at + length;
+        us_reading_guarded = guarded;
+    }
 
     /* Was the fault a store? -1 where the processor's context does not say. */
     static int us_fault_writes(void *context) {
@@ -110,7 +116,9 @@ cdef extern from *:
     int us_shallower() nogil
     void us_allow_cancel() nogil
     bint us_self_reading(const char* at) nogil
-    void us_set_reading(const char* at, uint64_t length) nogil
+    bint us_self_guarded() nogil
+    # `guarded`: it is write-protected meanwhile, so what is missing has to be, too
+    void us_set_reading(const char* at, uint64_t length, bint guarded) nogil
     int us_fault_writes(void* context) nogil
     void us_block_signals() nogil
     void us_restore_signals() nogil
@@ -649,9 +657,10 @@ cdef int folio_fault(Region* region, uint64_t index, int writing, char* page) no
         if word & BUSY:
             if page != NULL and us_self_reading(folio_at(region, index)):
                 # This thread is swapping this very folio out and found a page of it missing: the program
-                # has thrown it away with madvise. It reads as zeros, as the program was promised; protected like
-                # the pages beside it, so that no other thread writes what would not be in the copy.
-                missing = frame_mend(page, True)
+                # has thrown it away with madvise. It reads as zeros, as the program was promised; protected if
+                # the pages beside it are, so that no other thread writes what would not be in the copy, and not
+                # otherwise, since nobody would lift it again.
+                missing = frame_mend(page, us_self_guarded())
                 return missing if missing < 0 else 0
             if not help_ahead(region, index):
                 us_word_wait(at, word, WAITERS)
@@ -684,9 +693,11 @@ cdef struct Victim:
     uint64_t word               # with BUSY set by us
     uint64_t next               # what the word shall be
 
-cdef int find_victims(MemoryPool* pool, Victim* victims, int most) noexcept nogil:
+cdef int find_victims(MemoryPool* pool, Victim* victims, int most, Victim* doubtful, int* doubts) noexcept nogil:
     """Moves the clock hand, setting BUSY on what is cold: resident, not pinned, not looked at since the hand came
-    by last. Neighbours come out one after the other, so that system calls can take them together."""
+    by last. Neighbours come out one after the other, so that system calls can take them together.
+
+    `doubtful` gets some of those that it spares and whose copy may be worthless, BUSY too."""
     cdef int found = 0
     cdef int64_t folios = 0, looked = 0
     cdef Region* region
@@ -710,7 +721,12 @@ cdef int find_victims(MemoryPool* pool, Victim* victims, int most) noexcept nogi
         looked += 1
         if word_resident(word) and not (word & BUSY) and word_pins(word) == 0:
             if word & YOUNG:
-                us_cas(&region.words[index], word, word & ~<uint64_t>YOUNG)
+                if word_state(word) != CLEAN or word & GUARDED or doubts[0] == BATCH:
+                    us_cas(&region.words[index], word, word & ~<uint64_t>YOUNG)
+                elif us_cas(&region.words[index], word, (word | BUSY) & ~<uint64_t>(YOUNG | WAITERS)):
+                    doubtful[doubts[0]].region = region
+                    doubtful[doubts[0]].index = index
+                    doubts[0] += 1
             elif us_cas(&region.words[index], word, (word | BUSY) & ~<uint64_t>WAITERS):
                 victims[found].region = region
                 victims[found].index = index
@@ -766,7 +782,7 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
     else:
         if not guarded:
             error = frame_protect(start, length)
-        us_set_reading(start, length)
+        us_set_reading(start, length, True)
     us_chaos()
     for i in range(count):
         # Clean when it came; a program that has written to it since has made the copy worthless.
@@ -796,7 +812,7 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
         for i in range(first, last):
             if ids[i - first]:
                 victims[i].next = word_make(SWAPPED, ids[i - first])
-    us_set_reading(NULL, 0)
+    us_set_reading(NULL, 0, False)
     us_chaos()
     i = 0
     while i < count:
@@ -831,18 +847,45 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
     return freed
 
 
+cdef int64_t give_up_copies(MemoryPool* pool, Victim* doubtful, int count) noexcept nogil:
+    """Of clean folios that stay: a copy of what the program has written over takes memory for nothing. How many.
+
+    Nothing is protected: another sum means that it was written to, whatever is written meanwhile. The same sum means
+    nothing, and it is asked again when the folio leaves."""
+    cdef Region* region
+    cdef uint64_t index, word
+    cdef int64_t given = 0
+    cdef int i
+    for i in range(count):
+        region = doubtful[i].region
+        index = doubtful[i].index
+        word = us_load(&region.words[index])
+        us_set_reading(folio_at(region, index), folio_bytes(region, index), False)
+        if not still_clean(region, index, folio_at(region, index)):
+            swap_put(pool.swap, word_id(word))
+            word = word_make(DIRTY, 0)
+            given += 1
+        us_set_reading(NULL, 0, False)
+        us_chaos()
+        us_word_release(&region.words[index], word & ~<uint64_t>(BUSY | WAITERS), WAITERS)
+    return given
+
+
 cdef int64_t evict(void* ctx, int64_t want) noexcept nogil:
     """reclaim's callback: about `want` bytes, at most a batch; more only while what it picks can't leave."""
     cdef MemoryPool* pool = <MemoryPool*>ctx
     cdef Victim[BATCH] victims
-    cdef int64_t freed = 0
-    cdef int count, first, last, tried = 0
+    cdef Victim[BATCH] doubtful
+    cdef int64_t freed = 0, given = 0
+    cdef int count, first, last, doubts, tried = 0
     cdef int most = <int>((want + FOLIO_BYTES - 1) // FOLIO_BYTES) if want < BATCH * FOLIO_BYTES else BATCH
     cdef Worker* worker = codec_take()
     if most > LEAST_BATCH:
         most = BATCH                # a window as a whole: a part of it would break its huge page
     while freed == 0 and tried < TRIES:
-        count = find_victims(pool, victims, most if most > LEAST_BATCH else LEAST_BATCH)
+        doubts = 0
+        count = find_victims(pool, victims, most if most > LEAST_BATCH else LEAST_BATCH, doubtful, &doubts)
+        given += give_up_copies(pool, doubtful, doubts)
         if count == 0:
             break
         tried += count
@@ -855,9 +898,9 @@ cdef int64_t evict(void* ctx, int64_t want) noexcept nogil:
             freed += vacate_run(pool, worker, &victims[first], last - first)
             first = last
     codec_give(worker)
-    if freed == 0:
+    if freed == 0 and given == 0:
         freed = ahead_forget(pool, NULL, False) * STAGE_SLOTS * FOLIO_BYTES
-    return freed
+    return freed if freed else given        # room in zswap, too, is worth another round
 
 
 # ---- the handler ----
@@ -987,23 +1030,23 @@ cdef int snapshot_folio(Region* source, Region* target, uint64_t index) noexcept
     if word_state(word) == CLEAN and not word & GUARDED:
         # Two holders shall have the id: it must be what the folio is, and stay so.
         protected = frame_protect(folio, bytes) == 0
-        us_set_reading(folio, bytes)
+        us_set_reading(folio, bytes, protected)
         if protected and still_clean(source, index, folio):
             word |= GUARDED
         else:
             swap_put(pool.swap, id)
             id = 0
             word = word_make(DIRTY, 0) | (word & (BUSY | YOUNG | PIN_MASK))
-        us_set_reading(NULL, 0)
+        us_set_reading(NULL, 0, False)
     if id == 0:
         worker = codec_take()           # not before: whoever has a worker may not wait for a BUSY word
     if word_state(word) == DIRTY and word_pins(word) == 0:
         # Stored while it stays in place: from now on it is clean, and its copy is the snapshot's too.
         protected = protected or frame_protect(folio, bytes) == 0
         if protected:
-            us_set_reading(folio, bytes)
+            us_set_reading(folio, bytes, True)
             id = swap_out(pool.swap, worker, folio, <int>bytes, &source.hint, <uint64_t>at, &error)
-            us_set_reading(NULL, 0)
+            us_set_reading(NULL, 0, False)
             if id:
                 word = word_make(CLEAN, id) | BUSY | GUARDED | (word & YOUNG)
     us_chaos()
@@ -1019,9 +1062,9 @@ cdef int snapshot_folio(Region* source, Region* target, uint64_t index) noexcept
         if word_state(word) == SWAPPED:
             error = swap_in(pool.swap, worker, id, worker.folio, <int>bytes, 0)
         else:
-            us_set_reading(folio, bytes)
+            us_set_reading(folio, bytes, protected)
             memcpy(worker.folio, folio, bytes)
-            us_set_reading(NULL, 0)
+            us_set_reading(NULL, 0, False)
         if error == 0:
             error = frame_fill(folio_at(target, index), worker.folio, bytes, False)
         if error == 0:

@@ -140,7 +140,10 @@ cdef bint reclaim_short(Reclaim* r) noexcept nogil:
 
 
 cdef void reclaim_background(Reclaim* r) noexcept nogil:
-    reclaim_down_to(r, r.limit - r.headroom - r.slack, us_read(&r.piece))
+    # Not while nothing can leave: it would only throw out what the program works with.
+    if us_read(&r.rest_until) == 0 or us_now() >= us_read(&r.rest_until):
+        if reclaim_down_to(r, r.limit - r.headroom - r.slack, us_read(&r.piece)) > r.limit - r.headroom:
+            us_write(&r.rest_until, us_now() + REST_NS)
 
 
 cdef void reclaim_uncharge(Reclaim* r, int64_t bytes) noexcept nogil:
