@@ -344,8 +344,8 @@ def test_an_array_was_freed_while_another_thread_gave_its_ready_windows_back(poo
 
 
 def test_a_folio_that_could_not_be_moved_away_was_protected_no_more() -> None:
-    """Two holders have its id, so it is taken for clean without a look. A page of its neighbour is missing: what had been
-    moved came back, and a write to it before it left made no fault and was lost."""
+    """Two holders have its id, so it is taken for clean without a look. A page of its neighbour is missing: what
+    had been moved came back, and a write to it before it left made no fault and was lost."""
     pool = fresh_pool("32MiB", swap="none")
     memory = pool.array(data("walk", WINDOW * FOLIO, 1).view(np.int64).reshape(WINDOW, WORDS))
     libc = ctypes.CDLL(None)
