@@ -880,11 +880,11 @@ cdef int64_t evict(void* ctx, int64_t want) noexcept nogil:
     cdef int count, first, last, doubts, tried = 0
     cdef int most = <int>((want + FOLIO_BYTES - 1) // FOLIO_BYTES) if want < BATCH * FOLIO_BYTES else BATCH
     cdef Worker* worker = codec_take()
-    if most > LEAST_BATCH:
-        most = BATCH                # a window as a whole: a part of it would break its huge page
+    # a window as a whole: a part of it would break its huge page
+    most = BATCH if most > LEAST_BATCH else LEAST_BATCH
     while freed == 0 and tried < TRIES:
         doubts = 0
-        count = find_victims(pool, victims, most if most > LEAST_BATCH else LEAST_BATCH, doubtful, &doubts)
+        count = find_victims(pool, victims, most, doubtful, &doubts)
         given += give_up_copies(pool, doubtful, doubts)
         if count == 0:
             break

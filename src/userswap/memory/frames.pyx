@@ -175,35 +175,30 @@ cdef int move(char* to, char* source, uint64_t length) noexcept nogil:
         sched_yield()                           # the address space is changing, or the kernel is at such a page
 
 
-cdef int frame_move_in(char* at, char* staged, uint64_t length) noexcept nogil:
+cdef int move_pages_in(char* at, char* staged, uint64_t length) noexcept nogil:
+    """What is on the stage of a range, page by page, and nothing stays there: 0, or -errno if a page has no place."""
     cdef uint64_t done = 0
-    cdef int error = move(at, staged, length)
-    if error == 0:
-        return 0
+    cdef int error, failed = 0
     while done < length:
         error = move(at + done, staged + done, PAGE)
-        # ENOENT: not on the stage any more. EEXIST: in place. Neither can be but by a move that was not counted.
+        # ENOENT: not on the stage. EEXIST: in place. Neither can be in the way of a page: it was moved and not counted,
+        # or had not left, or is missing at home too.
         if error != 0 and error != -ENOENT and error != -EEXIST:
             error = frame_fill(at + done, staged + done, PAGE, False)
-            if error:
-                return error
+            failed = error if error else failed
         done += PAGE
     madvise(staged, length, MADV_DONTNEED)      # what was copied
-    return 0
+    return failed
+
+
+cdef int frame_move_in(char* at, char* staged, uint64_t length) noexcept nogil:
+    return move_pages_in(at, staged, length) if move(at, staged, length) != 0 else 0
 
 
 cdef int frame_move_out(char* at, char* staged, uint64_t length) noexcept nogil:
-    cdef uint64_t done = 0
-    cdef int error = move(staged, at, length)
-    if error == 0:
+    if move(staged, at, length) == 0:
         return 0
-    while done < length:
-        # What did not come, or is missing at home too, is not on the stage: ENOENT.
-        error = move(at + done, staged + done, PAGE)
-        if error != 0 and error != -ENOENT and error != -EEXIST:
-            frame_fill(at + done, staged + done, PAGE, False)       # fails if the program unmapped its place: then gone
-        done += PAGE
-    madvise(staged, length, MADV_DONTNEED)
+    move_pages_in(at, staged, length)           # fails if the program unmapped its place: then they are gone
     return -EBUSY
 
 

@@ -127,34 +127,23 @@ cdef char* take_new(int count) noexcept nogil:
     return frames
 
 
-cdef char* stage_take(bint* zeros) noexcept nogil:
-    global have
-    cdef char* frame = NULL
-    zeros[0] = False
+cdef char* take(Frame* those_kept, int64_t* left, int count, bint* zeros) noexcept nogil:
+    cdef char* frames = NULL
     us_lock(&stage_lock)
-    if have:
-        have -= 1
-        frame = kept[have]
+    if left[0]:
+        left[0] -= 1
+        frames = those_kept[left[0]]
     us_unlock(&stage_lock)
-    if frame != NULL:
-        return frame
-    zeros[0] = True
-    return take_new(1)
+    zeros[0] = frames == NULL
+    return take_new(count) if frames == NULL else frames
+
+
+cdef char* stage_take(bint* zeros) noexcept nogil:
+    return take(kept, &have, 1, zeros)
 
 
 cdef char* stage_take_window(bint* zeros) noexcept nogil:
-    global have_windows
-    cdef char* frames = NULL
-    zeros[0] = False
-    us_lock(&stage_lock)
-    if have_windows:
-        have_windows -= 1
-        frames = kept_windows[have_windows]
-    us_unlock(&stage_lock)
-    if frames != NULL:
-        return frames
-    zeros[0] = True
-    return take_new(STAGE_SLOTS)
+    return take(kept_windows, &have_windows, STAGE_SLOTS, zeros)
 
 
 cdef void stage_moved(char* slots, int count) noexcept nogil:

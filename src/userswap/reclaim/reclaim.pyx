@@ -94,15 +94,28 @@ cdef void over_budget(Reclaim* r, int64_t used) noexcept nogil:
         _exit(STATUS_OVER_BUDGET)
 
 
-cdef void reclaim_charge(Reclaim* r, int64_t bytes) noexcept nogil:
+cdef bint resting(Reclaim* r) noexcept nogil:
+    return us_read(&r.rest_until) != 0 and us_now() < us_read(&r.rest_until)
+
+
+cdef int64_t add(Reclaim* r, int64_t bytes, bint* tried) noexcept nogil:
+    """Adds to what is resident and, if that is too much and it may, reclaims: what is used then."""
     cdef int64_t used
     us_add(&r.resident, bytes)
     us_write(&r.piece, bytes)
     used = reclaim_used(r)
-    if used > r.limit - r.headroom and (us_read(&r.rest_until) == 0 or us_now() >= us_read(&r.rest_until)):
+    tried[0] = used > r.limit - r.headroom and not resting(r)
+    if tried[0]:
         us_write(&r.pressed, PRESSED)
         # What comes as one piece makes room of its size, so that pieces leave as they are.
         used = reclaim_down_to(r, r.limit - r.headroom, bytes)
+    return used
+
+
+cdef void reclaim_charge(Reclaim* r, int64_t bytes) noexcept nogil:
+    cdef bint tried = False
+    cdef int64_t used = add(r, bytes, &tried)
+    if tried:
         if used > r.limit:
             over_budget(r, used)
             us_write(&r.rest_until, us_now() + REST_NS)     # trying at every fault would only slow it down
@@ -113,15 +126,11 @@ cdef void reclaim_charge(Reclaim* r, int64_t bytes) noexcept nogil:
 
 
 cdef bint reclaim_try(Reclaim* r, int64_t bytes) noexcept nogil:
+    cdef bint tried = False
     cdef int64_t used
     if us_read(&r.spare_at) != 0 and us_now() < us_read(&r.spare_at):
         return False
-    us_add(&r.resident, bytes)
-    us_write(&r.piece, bytes)
-    used = reclaim_used(r)
-    if used > r.limit - r.headroom and (us_read(&r.rest_until) == 0 or us_now() >= us_read(&r.rest_until)):
-        us_write(&r.pressed, PRESSED)
-        used = reclaim_down_to(r, r.limit - r.headroom, bytes)
+    used = add(r, bytes, &tried)
     if used > r.limit:
         us_add(&r.resident, -bytes)
         us_write(&r.spare_at, us_now() + REST_NS)
@@ -141,7 +150,7 @@ cdef bint reclaim_short(Reclaim* r) noexcept nogil:
 
 cdef void reclaim_background(Reclaim* r) noexcept nogil:
     # Not while nothing can leave: it would only throw out what the program works with.
-    if us_read(&r.rest_until) == 0 or us_now() >= us_read(&r.rest_until):
+    if not resting(r):
         if reclaim_down_to(r, r.limit - r.headroom - r.slack, us_read(&r.piece)) > r.limit - r.headroom:
             us_write(&r.rest_until, us_now() + REST_NS)
 
