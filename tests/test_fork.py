@@ -220,7 +220,7 @@ pool = fresh_pool("16MiB")
 noise = lambda i: np.random.default_rng(i).random(1 << 17)
 array = pool.empty((32, 1 << 17))
 for i in range(32): array[i] = noise(i)
-assert pool.stats().slot_bytes > 16 << 20
+assert pool.stats().slot_bytes > 12 << 20
 pid = os.fork()
 if pid == 0:
     for i in range(24): array[i] = i                    # gives slots back, whole clusters of them

@@ -156,6 +156,8 @@ cdef class Core:
             "faults": us_read(&p.faults),
             "swap_ins": us_read(&p.swap.swap_ins),
             "swap_outs": us_read(&p.swap.swap_outs),
+            "part_ins": us_read(&p.swap.part_ins),
+            "part_outs": us_read(&p.swap.part_outs),
             "writebacks": us_read(&p.swap.writebacks),
             "same_filled": us_read(&p.swap.same_filled),
             "deduped": us_read(&p.swap.dedupe.shared),
@@ -233,16 +235,17 @@ cdef class Core:
         return traced_events(self.alive().swap.map)
 
     def check(self) -> dict[str, int]:
-        """Folios by state, with the whole process held still; ``wrong``: words and counts that don't agree."""
+        """Folios by state, with the whole process held still; ``partial``: of the clean ones, those of which only parts
+        are in place; ``wrong``: words, counts and sums that don't agree."""
         cdef MemoryPool* p = self.alive()
-        cdef int64_t[5] states = [0, 0, 0, 0, 0]
+        cdef int64_t[6] states = [0, 0, 0, 0, 0, 0]
         cdef int64_t wrong
         pool_get(p)
         with nogil:
             wrong = memory_check(p, states)
             memory_pool_close(p)
         return {"empty": states[0], "dirty": states[1], "clean": states[2], "swapped": states[3], "ids": states[4],
-                "wrong": wrong}
+                "partial": states[5], "wrong": wrong}
 
     def owns(self, address: int) -> bool:
         """Whether the byte at `address` is in a region of this pool."""

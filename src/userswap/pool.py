@@ -78,6 +78,10 @@ class Stats:
     """Folios brought back."""
     swap_outs: int
     """Folios compressed, or found to be same-filled, or written to a slot."""
+    part_ins: int
+    """Parts of folios (16 KiB) brought back by themselves, where accesses go anywhere; not in `swap_ins`."""
+    part_outs: int
+    """Parts of folios compressed by themselves; not in `swap_outs`."""
     writebacks: int
     """Folios written to the swap file."""
     same_filled: int

@@ -6,6 +6,9 @@ cdef enum:
     FOLIO_SHIFT = 16
     FOLIO_BYTES = 65536
     PACKED_BYTES = 69632        # a folio that does not compress, its header, rounded to slots
+    PARTS = 4                   # of a folio, each of which can be had and replaced without the others
+    PART_SHIFT = 14
+    PART_BYTES = 16384
     RECIPES = 9
 
 cdef struct Worker:
@@ -27,6 +30,12 @@ cdef int codec_compress(Worker* worker, int recipe, const void* data, int n) noe
 cdef int codec_choose(Worker* worker, const void* data, int n) noexcept nogil
 # 0, or -EIO when the packed data is not whole or is not of n bytes.
 cdef int codec_decompress(Worker* worker, const void* packed, int length, void* data, int n) noexcept nogil
+# The same for one part of a packed folio, PART_BYTES long.
+cdef int codec_part(Worker* worker, const void* packed, int length, int part, void* data) noexcept nogil
+# A packed folio with other parts: where `parts` is not NULL, those. To worker.packed, which `packed` may not be: its
+# length, 0 when it does not save an eighth, or -EIO. Uses worker.folio.
+cdef int codec_replace(Worker* worker, int recipe, const void* packed, int length,
+                       const void* const* parts) noexcept nogil
 # XXH64 of the data (the copy that Blosc2's library has), for finding identical folios. 0 when the library has none.
 cdef uint64_t codec_hash(const void* data, int n) noexcept nogil
 # What was packed, bytes, from the header; -1: there is none.

@@ -4,9 +4,10 @@ The library is loaded straight from the ``blosc2`` wheel (its Python package is 
 folio is best compressed with depends on an item size that nobody told us, so a few *recipes* are
 tried on a sample and the winner is kept by the caller. Touches nothing but its arguments.
 """
-from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint32_t
+from libc.errno cimport EIO
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.stdio cimport snprintf
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from userswap.native.mman cimport (
     MADV_DONTDUMP, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap,
@@ -53,6 +54,7 @@ ctypedef const char* (*version_fn)() noexcept nogil
 ctypedef blosc2_context* (*cctx_fn)(blosc2_cparams) noexcept nogil
 ctypedef blosc2_context* (*dctx_fn)(blosc2_dparams) noexcept nogil
 ctypedef int (*compress_fn)(blosc2_context*, const void*, int32_t, void*, int32_t) noexcept nogil
+ctypedef int (*getitem_fn)(blosc2_context*, const void*, int32_t, int, int, void*, int32_t) noexcept nogil
 ctypedef uint64_t (*hash_fn)(const void*, size_t, uint64_t) noexcept nogil
 ctypedef int (*decompress_fn)(blosc2_context*, const void*, int32_t, void*, int32_t) noexcept nogil
 
@@ -66,11 +68,22 @@ cdef extern from *:
     const char* US_BLOSC2_SONAME            # the ABI that this module was built for
 
 cdef enum:                                  # offsets in a Blosc2 chunk header (its format is frozen)
+    HEADER_TYPESIZE = 3
     HEADER_NBYTES = 4
     HEADER_CBYTES = 12
     HEADER_LENGTH = 32
 
-cdef int BLOCK_BYTES = 32768                # contexts keep a few blocks each; two a folio
+# A folio of which parts were written by themselves is a chunk for each part behind this header. No Blosc2 chunk begins
+# with such a byte: that is its format's version. `bytes` is where a chunk has its own.
+cdef packed struct Parts:
+    uint32_t magic
+    int32_t bytes
+    uint16_t[PARTS] lengths     # PART_BYTES: not compressed
+
+cdef enum:
+    PARTS_MAGIC = 0x747270FF
+    # A block is a part, so that one can be had without the others, and a chunk of one part takes the same buffers.
+    BLOCK_BYTES = PART_BYTES
 
 cdef cctx_fn b_cctx = NULL
 cdef dctx_fn b_dctx
@@ -78,6 +91,7 @@ cdef cparams_fn b_cparams
 cdef dparams_fn b_dparams
 cdef compress_fn b_compress
 cdef decompress_fn b_decompress
+cdef getitem_fn b_getitem
 cdef hash_fn b_hash = NULL
 cdef version_fn b_version
 
@@ -112,7 +126,7 @@ recipes[8] = Recipe(b"lz4 shuffle 4", 1, 4, True, 5)
 
 
 cdef int codec_load(const char* library, char* why, int why_bytes) noexcept nogil:
-    global b_cctx, b_dctx, b_cparams, b_dparams, b_compress, b_decompress, b_hash, b_version
+    global b_cctx, b_dctx, b_cparams, b_dparams, b_compress, b_decompress, b_getitem, b_hash, b_version
     cdef void* handle
     cdef init_fn init
     if b_cctx != NULL:
@@ -128,9 +142,11 @@ cdef int codec_load(const char* library, char* why, int why_bytes) noexcept nogi
     b_dctx = <dctx_fn>dlsym(handle, "blosc2_create_dctx")
     b_compress = <compress_fn>dlsym(handle, "blosc2_compress_ctx")
     b_decompress = <decompress_fn>dlsym(handle, "blosc2_decompress_ctx")
+    b_getitem = <getitem_fn>dlsym(handle, "blosc2_getitem_ctx")
     b_hash = <hash_fn>dlsym(handle, "ZSTD_XXH64")
     if (init == NULL or b_version == NULL or b_cparams == NULL or b_dparams == NULL or b_dctx == NULL
-            or b_compress == NULL or b_decompress == NULL or dlsym(handle, "blosc2_create_cctx") == NULL):
+            or b_compress == NULL or b_decompress == NULL or b_getitem == NULL
+            or dlsym(handle, "blosc2_create_cctx") == NULL):
         snprintf(why, why_bytes, "it lacks functions of Blosc2")
         return -1
     init()
@@ -256,15 +272,92 @@ cdef int codec_choose(Worker* worker, const void* data, int n) noexcept nogil:
     return best
 
 
-cdef int codec_decompress(Worker* worker, const void* packed, int length, void* data, int n) noexcept nogil:
-    cdef const char* header = <const char*>packed
+cdef const char* find_part(const void* packed, int length, int part, int* part_length) noexcept nogil:
+    """One of the parts that were packed by themselves: NULL if it is not whole."""
+    cdef const Parts* header = <const Parts*>packed
+    cdef int at = sizeof(Parts)
+    cdef int i
+    for i in range(part):
+        at += header.lengths[i]
+    part_length[0] = header.lengths[part]
+    return <const char*>packed + at if at + part_length[0] <= length else NULL
+
+
+cdef inline bint in_parts(const void* packed, int length) noexcept nogil:
+    return (length >= <int>sizeof(Parts) and (<const Parts*>packed).magic == PARTS_MAGIC
+            and (<const Parts*>packed).bytes == FOLIO_BYTES)
+
+
+cdef int unpack(Worker* worker, const char* packed, int length, void* data, int n) noexcept nogil:
+    """A Blosc2 chunk of n bytes."""
     if length < HEADER_LENGTH:
-        return -5                           # EIO
-    if (<const int32_t*>(header + HEADER_NBYTES))[0] != n or (<const int32_t*>(header + HEADER_CBYTES))[0] > length:
-        return -5
-    if b_decompress(<blosc2_context*>worker.decompressor, packed, length, data, n) != n:
-        return -5
+        return -EIO
+    if (<const int32_t*>(packed + HEADER_NBYTES))[0] != n or (<const int32_t*>(packed + HEADER_CBYTES))[0] > length:
+        return -EIO
+    return 0 if b_decompress(<blosc2_context*>worker.decompressor, packed, length, data, n) == n else -EIO
+
+
+cdef int codec_decompress(Worker* worker, const void* packed, int length, void* data, int n) noexcept nogil:
+    cdef int part, error
+    if not in_parts(packed, length):
+        return unpack(worker, <const char*>packed, length, data, n)
+    for part in range(PARTS):
+        error = codec_part(worker, packed, length, part, <char*>data + part * PART_BYTES) if n == FOLIO_BYTES else -EIO
+        if error:
+            return error
     return 0
+
+
+cdef int codec_part(Worker* worker, const void* packed, int length, int part, void* data) noexcept nogil:
+    cdef const char* chunk = <const char*>packed
+    cdef int type_bytes
+    if in_parts(packed, length):
+        chunk = find_part(packed, length, part, &length)
+        if chunk == NULL:
+            return -EIO
+        if length == PART_BYTES:
+            memcpy(data, chunk, PART_BYTES)
+            return 0
+        return unpack(worker, chunk, length, data, PART_BYTES)
+    if (length < HEADER_LENGTH or (<const int32_t*>(chunk + HEADER_NBYTES))[0] != FOLIO_BYTES
+            or (<const int32_t*>(chunk + HEADER_CBYTES))[0] > length):
+        return -EIO
+    type_bytes = <uint8_t>chunk[HEADER_TYPESIZE]
+    if type_bytes == 0 or PART_BYTES % type_bytes:
+        return -EIO
+    if b_getitem(<blosc2_context*>worker.decompressor, packed, length, part * PART_BYTES // type_bytes,
+                 PART_BYTES // type_bytes, data, PART_BYTES) != PART_BYTES:
+        return -EIO
+    return 0
+
+
+cdef int codec_replace(Worker* worker, int recipe, const void* packed, int length,
+                       const void* const* parts) noexcept nogil:
+    cdef Parts* header = <Parts*>worker.packed
+    cdef bint apart = in_parts(packed, length)
+    cdef const char* chunk
+    cdef const char* data
+    cdef int part, chunk_length, at = sizeof(Parts)
+    if not apart and unpack(worker, <const char*>packed, length, worker.folio, FOLIO_BYTES) != 0:
+        return -EIO
+    header.magic = PARTS_MAGIC
+    header.bytes = FOLIO_BYTES
+    for part in range(PARTS):
+        if parts[part] == NULL and apart:
+            chunk = find_part(packed, length, part, &chunk_length)
+            if chunk == NULL:
+                return -EIO
+            memcpy(worker.packed + at, chunk, chunk_length)
+        else:
+            data = <const char*>parts[part] if parts[part] != NULL else worker.folio + part * PART_BYTES
+            chunk_length = b_compress(<blosc2_context*>worker.compressors[recipe], data, PART_BYTES, worker.packed + at,
+                                      PART_BYTES - 1)
+            if chunk_length <= 0:
+                chunk_length = PART_BYTES
+                memcpy(worker.packed + at, data, PART_BYTES)
+        header.lengths[part] = <uint16_t>chunk_length
+        at += chunk_length
+    return at if at <= FOLIO_BYTES - FOLIO_BYTES // 8 else 0
 
 
 cdef uint64_t codec_hash(const void* data, int n) noexcept nogil:
@@ -272,6 +365,8 @@ cdef uint64_t codec_hash(const void* data, int n) noexcept nogil:
 
 
 cdef int codec_size(const void* packed, int length) noexcept nogil:
+    if in_parts(packed, length):
+        return FOLIO_BYTES
     if length < HEADER_LENGTH:
         return -1
     return (<const int32_t*>(<const char*>packed + HEADER_NBYTES))[0]

@@ -33,7 +33,7 @@ BATCH = 4096
 RECORD = 128
 """Values in a record of the Zipf workload: 1 KiB."""
 THETA = 0.99
-FOLIO = 1 << 16
+FOLIO, PART = 1 << 16, 1 << 14
 PACK = 1 << 17
 """Values that `Packed` compresses together: 1 MiB, the fastest of several."""
 CHUNK = 1 << 16
@@ -119,7 +119,10 @@ class Memory:
         """Bytes that were swapped in and out so far, by userswap or by the kernel."""
         if self.pool is not None:
             stats = self.pool.stats()
-            return stats.swap_ins * FOLIO, stats.swap_outs * FOLIO
+            return (
+                stats.swap_ins * FOLIO + stats.part_ins * PART,
+                stats.swap_outs * FOLIO + stats.part_outs * PART,
+            )
         counted = kernelswap.counters()
         return counted["pages_in"] * kernelswap.PAGE, counted["pages_out"] * kernelswap.PAGE
 

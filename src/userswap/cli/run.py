@@ -52,6 +52,8 @@ FIELDS = (
     "faults",
     "swap_ins",
     "swap_outs",
+    "part_ins",
+    "part_outs",
     "writebacks",
     "fault_ns_p50",
     "fault_ns_p99",

@@ -17,7 +17,9 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport qsort
 from libc.string cimport memcpy, memset, strerror, strlen
 
-from userswap.backends.codec cimport FOLIO_BYTES, FOLIO_SHIFT, Worker, codec_give, codec_take
+from userswap.backends.codec cimport (
+    FOLIO_BYTES, FOLIO_SHIFT, PART_BYTES, PART_SHIFT, PARTS, Worker, codec_give, codec_take,
+)
 from userswap.backends.swapfile cimport swapfile_name
 from userswap.memory.ahead cimport (
     AHEAD_DEPTH, ROOM, AheadOps, Job, ahead_ask, ahead_close, ahead_end, ahead_forget, ahead_help, ahead_helped,
@@ -28,16 +30,17 @@ from userswap.memory.frames cimport (
     frame_vacate, frames_reopen,
 )
 from userswap.memory.pagetable cimport (
-    BUSY, CLEAN, DIRTY, EMPTY, GUARDED, PIN_MASK, PIN_MAX, PIN_ONE, STAGED, SWAPPED, WAITERS, YOUNG, word_id,
-    word_make, word_pins, word_resident, word_state,
+    BUSY, CLEAN, DIRTY, EMPTY, GUARDED, PARTIAL, PIN_MASK, PIN_MAX, PIN_ONE, STAGED, SWAPPED, WAITERS, YOUNG, word_id,
+    word_make, word_partial, word_pins, word_resident, word_state,
 )
 from userswap.memory.regions cimport (
-    BUCKETS, PAGE_BYTES, STREAMS, MemoryPool, Region, Stream, arena_end, arena_end_word, arena_first_word,
+    BUCKETS, PAGE_BYTES, SCATTERED, STREAMS, MemoryPool, Region, Stream, arena_end, arena_end_word, arena_first_word,
     arena_start, folio_bytes, pool_first, pool_put, region_at, region_folios, region_new,
     region_of_word, region_release, region_unlink,
 )
 from userswap.memory.stage cimport (
-    STAGE_SLOTS, stage_give, stage_moved, stage_renew, stage_room, stage_take, stage_take_window, stage_usable,
+    STAGE_SLOTS, stage_give, stage_moved, stage_part_give, stage_part_moved, stage_part_room, stage_renew, stage_room,
+    stage_take, stage_take_part, stage_take_window, stage_usable,
 )
 from userswap.memory.syscalls cimport PinOps, siginfo_t, sigbus_chain, sigbus_install, syscalls_install
 from userswap.native.mman cimport (
@@ -53,8 +56,8 @@ from userswap.swap.holder cimport holder_release
 from userswap.swap.kin cimport kin_after_fork, kin_before_fork
 from userswap.swap.map cimport HolderOps, SwapMap
 from userswap.swap.space cimport (
-    RUN_FOLIOS, SwapSpace, space_has_slots, space_inherit, swap_cached, swap_compact, swap_dup, swap_in,
-    swap_out, swap_out_run, swap_put, swap_same, swap_shared, swap_uncache, swap_writeback,
+    RUN_FOLIOS, SwapSpace, space_has_slots, space_inherit, swap_cached, swap_compact, swap_dup, swap_in, swap_in_part,
+    swap_out, swap_out_parts, swap_out_run, swap_put, swap_same, swap_shared, swap_uncache, swap_writeback,
 )
 
 cdef extern from *:
@@ -339,9 +342,121 @@ cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writi
     return 0
 
 
+# ---- parts of folios ----
+
+ctypedef char* Frame
+ctypedef const void* Bytes
+
+
+cdef inline char* part_at(Region* region, uint64_t index, int part) noexcept nogil:
+    return folio_at(region, index) + (part << PART_SHIFT)
+
+
+cdef inline bint part_in_place(Region* region, uint64_t index, int part) noexcept nogil:
+    """Of a PARTIAL folio."""
+    return (region.sums[index] >> part) & 1
+
+
+cdef uint64_t bytes_in_place(Region* region, uint64_t index, uint64_t word) noexcept nogil:
+    """Of a resident folio."""
+    cdef uint64_t bytes = 0
+    cdef int part
+    if not word_partial(word):
+        return folio_bytes(region, index)
+    for part in range(PARTS):
+        bytes += PART_BYTES if part_in_place(region, index, part) else 0
+    return bytes
+
+
+cdef int make_part(Region* region, uint64_t index, uint64_t word, int part) noexcept nogil:
+    """One part of a folio that is SWAPPED, or PARTIAL without it. The caller has charged it and has set BUSY, which is
+    released here, whatever happens."""
+    cdef MemoryPool* pool = region.pool
+    cdef char* place = part_at(region, index, part)
+    cdef char* frame = stage_take_part()
+    cdef Worker* worker = codec_take()
+    cdef char* bytes = frame if frame != NULL else worker.folio
+    cdef uint64_t sum = 0
+    cdef uint64_t others = region.sums[index] if word_partial(word) else 0
+    cdef int error = swap_in_part(pool.swap, worker, word_id(word), part, bytes)
+    region.broken[index // STAGE_SLOTS] = True
+    us_chaos()
+    if error == 0:
+        sum = us_sum(bytes, PART_BYTES)
+        if frame == NULL:
+            error = frame_fill(place, bytes, PART_BYTES, False)
+    codec_give(worker)
+    if error == 0 and frame != NULL:
+        error = frame_move_in(place, frame, PART_BYTES)
+        if error == 0:
+            stage_part_moved(frame)
+            frame = NULL
+    if frame != NULL:
+        stage_part_give(frame)
+    us_chaos()
+    if error:
+        frame_vacate(place, PART_BYTES)
+        reclaim_uncharge(&pool.reclaim, PART_BYTES)
+        us_word_release(&region.words[index], word & ~<uint64_t>(BUSY | WAITERS), WAITERS)
+        return error
+    region.part_sums[PARTS * index + part] = sum
+    region.sums[index] = others | (<uint64_t>1 << part)
+    us_add(&pool.swapped_bytes, -PART_BYTES)
+    us_word_release(&region.words[index], word_make(CLEAN, word_id(word)) | PARTIAL | YOUNG, WAITERS)
+    return 0
+
+
+cdef int complete(Region* region, uint64_t index, uint64_t* word) noexcept nogil:
+    """PARTIAL to CLEAN: the other parts, too. The caller has set BUSY and keeps it, and has no worker. 0 or -errno, and
+    then nothing has changed."""
+    cdef MemoryPool* pool = region.pool
+    cdef int64_t missing = FOLIO_BYTES - <int64_t>bytes_in_place(region, index, word[0])
+    cdef Worker* worker
+    cdef int error, part
+    charge(region, missing, True)
+    worker = codec_take()
+    error = swap_in(pool.swap, worker, word_id(word[0]), worker.folio, FOLIO_BYTES, 0)
+    us_chaos()
+    for part in range(PARTS):
+        if error == 0 and not part_in_place(region, index, part):
+            error = frame_fill(part_at(region, index, part), worker.folio + (part << PART_SHIFT), PART_BYTES, False)
+    if error:
+        for part in range(PARTS):
+            if not part_in_place(region, index, part):
+                frame_vacate(part_at(region, index, part), PART_BYTES)
+        reclaim_uncharge(&pool.reclaim, missing)
+    else:
+        # Of what is stored: a part that was written to makes the folio another one.
+        region.sums[index] = us_sum(worker.folio, FOLIO_BYTES)
+        us_add(&pool.swapped_bytes, -missing)
+        word[0] &= ~<uint64_t>PARTIAL
+    codec_give(worker)
+    return error
+
+
+cdef int part_fault(Region* region, uint64_t index, uint64_t word, char* page) noexcept nogil:
+    """A PARTIAL folio, BUSY by the caller, released here: the part with this page; all of it if the program reads on
+    and on, or if there was no fault (`page` is NULL: pinning)."""
+    cdef int part = <int>((page - folio_at(region, index)) >> PART_SHIFT) if page != NULL else 0
+    cdef int error
+    if page != NULL and part_in_place(region, index, part):
+        # Another thread was faster, or the program threw the page away with madvise.
+        error = frame_mend(page, False)
+        error = error if error < 0 else 0
+    elif page != NULL and (part < 2 or region.sums[index] != (<uint64_t>1 << part) - 1):
+        charge(region, PART_BYTES, True)
+        return make_part(region, index, word, part)
+    else:
+        error = complete(region, index, &word)
+    us_word_release(&region.words[index], (word & ~<uint64_t>(BUSY | WAITERS)) | YOUNG, WAITERS)
+    return error
+
+
+# ---- faults in a row ----
+
 cdef int wanted_run(Region* region, uint64_t index) noexcept nogil:
     """How many folios from this one on shall come together: more each time while faults follow each other, up to the
-    end of a window, so that what goes on from there can be a huge page."""
+    end of a window, so that what goes on from there can be a huge page. 0: it does not follow any."""
     cdef Stream* stream
     cdef int i, most
     cdef uint64_t between
@@ -369,7 +484,7 @@ cdef int wanted_run(Region* region, uint64_t index) noexcept nogil:
     region.turn = (region.turn + 1) % STREAMS
     stream.next = index + 1
     stream.run = 1
-    return 1
+    return 0
 
 
 cdef inline bint whole_window(Region* region, uint64_t first) noexcept nogil:
@@ -595,8 +710,20 @@ cdef int memory_background() noexcept nogil:
     return ahead_start(&ahead_ops) if stage_usable() else 0
 
 
-cdef int make_run(Region* region, uint64_t index, uint64_t word, bint writing) noexcept nogil:
-    """The folio, whose BUSY the caller has set, and its neighbours if faults come in a row. Releases the words."""
+cdef bint anywhere(Region* region, bint follows) noexcept nogil:
+    """Learns from a fault on a SWAPPED folio whether it `follows` others; whether the region's faults go anywhere."""
+    cdef int scattered = region.scattered
+    if follows:
+        scattered = scattered - 4 if scattered > 4 else 0
+    elif scattered < 2 * SCATTERED:
+        scattered += 1
+    region.scattered = scattered
+    return scattered >= SCATTERED
+
+
+cdef int make_run(Region* region, uint64_t index, uint64_t word, bint writing, char* page) noexcept nogil:
+    """The folio, whose BUSY the caller has set, and its neighbours if faults come in a row; a part of it if they go
+    anywhere. Releases the words."""
     cdef int most = wanted_run(region, index) if stage_usable() else 1
     cdef int count = 1, i, error
     cdef bint more
@@ -605,6 +732,10 @@ cdef int make_run(Region* region, uint64_t index, uint64_t word, bint writing) n
     if word & STAGED and take_ahead(region, index, writing):
         ask_ahead(region, index - index % STAGE_SLOTS + STAGE_SLOTS)
         return 0
+    if (word_state(word) == SWAPPED and stage_usable() and anywhere(region, most > 0) and most == 0 and page != NULL
+            and folio_bytes(region, index) == FOLIO_BYTES and not swap_shared(region.pool.swap, word_id(word))):
+        charge(region, PART_BYTES, True)
+        return make_part(region, index, word, <int>((page - folio_at(region, index)) >> PART_SHIFT))
     while count < most:
         word = us_load(&region.words[index + <uint64_t>count])
         if word & BUSY or word_state(word) != word_state(held[0]):
@@ -669,7 +800,10 @@ cdef int folio_fault(Region* region, uint64_t index, int writing, char* page) no
         held = (word | BUSY) & ~<uint64_t>WAITERS
         if state == EMPTY or state == SWAPPED:
             if us_cas(at, word, held):
-                return make_run(region, index, held, writing == 1)
+                return make_run(region, index, held, writing == 1, page)
+        elif word_partial(word):
+            if us_cas(at, word, held):
+                return part_fault(region, index, held, page)
         elif state == CLEAN and writing == 1:
             if us_cas(at, word, held):
                 return make_dirty(region, index, held)
@@ -721,7 +855,7 @@ cdef int find_victims(MemoryPool* pool, Victim* victims, int most, Victim* doubt
         looked += 1
         if word_resident(word) and not (word & BUSY) and word_pins(word) == 0:
             if word & YOUNG:
-                if word_state(word) != CLEAN or word & GUARDED or doubts[0] == BATCH:
+                if word_state(word) != CLEAN or word & (GUARDED | PARTIAL) or doubts[0] == BATCH:
                     us_cas(&region.words[index], word, word & ~<uint64_t>YOUNG)
                 elif us_cas(&region.words[index], word, (word | BUSY) & ~<uint64_t>(YOUNG | WAITERS)):
                     doubtful[doubts[0]].region = region
@@ -744,14 +878,13 @@ cdef bint still_clean(Region* region, uint64_t index, const char* bytes) noexcep
     return us_sum(bytes, folio_bytes(region, index)) == region.sums[index]
 
 
-cdef void put_back(char* folio, char* frame, uint64_t bytes) noexcept nogil:
-    """What was moved out and can't leave: nothing else has its bytes."""
+cdef bint put_back(char* folio, char* frame, uint64_t bytes) noexcept nogil:
+    """What was moved out and can't leave: nothing else has its bytes. False: the frame is still there."""
     cdef const char* text = b"userswap: a folio can't be put back where it was: the program's mapping is gone.\n"
-    if frame_move_in(folio, frame, bytes) != 0:
-        write(2, text, strlen(text))
-        stage_give(frame, 1, False)
-    else:
-        stage_moved(frame, 1)
+    if frame_move_in(folio, frame, bytes) == 0:
+        return True
+    write(2, text, strlen(text))
+    return False
 
 
 cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int count) noexcept nogil:
@@ -821,7 +954,11 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
             # nowhere to put it: it stays, as it was, and is not looked at again soon
             gone = folio_bytes(region, victims[i].index)
             if staged != NULL:
-                put_back(folio_at(region, victims[i].index), staged + (<uint64_t>i << FOLIO_SHIFT), gone)
+                bytes = staged + (<uint64_t>i << FOLIO_SHIFT)
+                if put_back(folio_at(region, victims[i].index), bytes, gone):
+                    stage_moved(bytes, 1)
+                else:
+                    stage_give(bytes, 1, False)
             elif not guarded:
                 frame_unprotect(folio_at(region, victims[i].index), gone)
             us_word_release(&region.words[victims[i].index], (victims[i].word & ~<uint64_t>(BUSY | WAITERS)) | YOUNG,
@@ -845,6 +982,90 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
             us_word_release(&region.words[victims[first].index], victims[first].next, WAITERS)
             first += 1
     return freed
+
+
+cdef uint64_t store_parts(MemoryPool* pool, Worker* worker, Victim* victim, const void* const* dirty) noexcept nogil:
+    """A new id for a PARTIAL folio of which parts were written to; 0: it can't be stored."""
+    cdef Region* region = victim.region
+    cdef uint64_t holder = <uint64_t>&region.words[victim.index]
+    cdef uint64_t id = word_id(victim.word)
+    cdef uint64_t fresh = swap_out_parts(pool.swap, worker, id, dirty, &region.hint, holder)
+    cdef char* frame
+    cdef bint zeros = False
+    cdef int part, refused = 0
+    if fresh:
+        return fresh
+    frame = stage_take(&zeros)
+    if frame == NULL:
+        return 0
+    if swap_in(pool.swap, worker, id, frame, FOLIO_BYTES, 0) == 0:
+        for part in range(PARTS):
+            if dirty[part] != NULL:
+                memcpy(frame + (part << PART_SHIFT), dirty[part], PART_BYTES)
+        swap_out_run(pool.swap, worker, frame, 1, FOLIO_BYTES, &region.hint, holder, &fresh, &refused)
+    stage_give(frame, 1, False)
+    return fresh
+
+
+cdef int64_t vacate_parts(MemoryPool* pool, Worker* worker, Victim* victim) noexcept nogil:
+    """Evicts a PARTIAL folio whose word is BUSY by us; releases the word. Returns the bytes freed.
+
+    As in vacate_run, parts are moved to the stage to be looked at, or protected where that can't be."""
+    cdef Region* region = victim.region
+    cdef uint64_t index = victim.index
+    cdef uint64_t id = word_id(victim.word)
+    cdef uint64_t next = id
+    cdef uint64_t gone = bytes_in_place(region, index, victim.word)
+    cdef Frame[PARTS] staged
+    cdef Bytes[PARTS] dirty
+    cdef char* bytes
+    cdef bint changed = False
+    cdef int part, error = 0
+    us_chaos()
+    for part in range(PARTS):
+        staged[part] = stage_part_room() if part_in_place(region, index, part) else NULL
+        if staged[part] != NULL and frame_move_out(part_at(region, index, part), staged[part], PART_BYTES) != 0:
+            stage_part_moved(staged[part])
+            staged[part] = NULL
+        if staged[part] == NULL and part_in_place(region, index, part) and error == 0:
+            error = frame_protect(part_at(region, index, part), PART_BYTES)
+    us_chaos()
+    us_set_reading(folio_at(region, index), FOLIO_BYTES, True)
+    for part in range(PARTS):
+        dirty[part] = NULL
+        if error == 0 and part_in_place(region, index, part):
+            bytes = staged[part] if staged[part] != NULL else part_at(region, index, part)
+            if us_sum(bytes, PART_BYTES) != region.part_sums[PARTS * index + part]:
+                dirty[part] = bytes
+                changed = True
+    if error:
+        next = 0
+    elif changed:
+        next = store_parts(pool, worker, victim, dirty)
+    us_set_reading(NULL, 0, False)
+    us_chaos()
+    for part in range(PARTS):
+        if not part_in_place(region, index, part):
+            continue
+        if staged[part] == NULL and next == 0:
+            frame_unprotect(part_at(region, index, part), PART_BYTES)
+        elif staged[part] == NULL:
+            frame_vacate(part_at(region, index, part), PART_BYTES)
+        elif next:
+            stage_part_give(staged[part])
+        elif put_back(part_at(region, index, part), staged[part], PART_BYTES):
+            stage_part_moved(staged[part])
+        else:
+            stage_part_give(staged[part])
+    if next == 0:
+        us_word_release(&region.words[index], (victim.word & ~<uint64_t>(BUSY | WAITERS)) | YOUNG, WAITERS)
+        return 0
+    if next != id:
+        swap_put(pool.swap, id)
+    us_add(&pool.swapped_bytes, <int64_t>gone)
+    reclaim_uncharge(&pool.reclaim, <int64_t>gone)
+    us_word_release(&region.words[index], word_make(SWAPPED, next), WAITERS)
+    return <int64_t>gone
 
 
 cdef int64_t give_up_copies(MemoryPool* pool, Victim* doubtful, int count) noexcept nogil:
@@ -892,7 +1113,12 @@ cdef int64_t evict(void* ctx, int64_t want) noexcept nogil:
         first = 0
         while first < count:
             last = first + 1
+            if word_partial(victims[first].word):
+                freed += vacate_parts(pool, worker, &victims[first])
+                first = last
+                continue
             while (last < count and victims[last].index == victims[last - 1].index + 1
+                   and not word_partial(victims[last].word)
                    and (victims[last].word ^ victims[first].word) & GUARDED == 0):
                 last += 1
             freed += vacate_run(pool, worker, &victims[first], last - first)
@@ -995,7 +1221,8 @@ cdef void memory_free(void* start) noexcept nogil:
         if word_state(word) == CLEAN or word_state(word) == SWAPPED:
             swap_put(pool.swap, word_id(word))
         if word_resident(word):
-            resident += <int64_t>folio_bytes(region, i)
+            resident += <int64_t>bytes_in_place(region, i, word)
+            swapped += <int64_t>(folio_bytes(region, i) - bytes_in_place(region, i, word))
         elif word_state(word) == SWAPPED:
             swapped += <int64_t>folio_bytes(region, i)
     if resident:
@@ -1026,6 +1253,11 @@ cdef int snapshot_folio(Region* source, Region* target, uint64_t index) noexcept
             word = (word | BUSY) & ~<uint64_t>WAITERS
             break
     us_chaos()
+    if word_partial(word):
+        error = complete(source, index, &word)
+        if error:
+            us_word_release(at, word & ~<uint64_t>(BUSY | WAITERS), WAITERS)
+            return error
     id = word_id(word)
     if word_state(word) == CLEAN and not word & GUARDED:
         # Two holders shall have the id: it must be what the folio is, and stay so.
@@ -1162,7 +1394,7 @@ cdef int64_t check_counts(MemoryPool* pool, uint64_t* ids, int64_t n, int64_t* d
 cdef int64_t memory_check(MemoryPool* pool, int64_t* states) noexcept nogil:
     cdef Region* region
     cdef uint64_t i, word
-    cdef int64_t wrong = 0, held = 0
+    cdef int64_t wrong = 0, held = 0, resident = 0, swapped = 0
     cdef uint64_t length
     cdef uint64_t* ids
     close_gate()
@@ -1179,6 +1411,15 @@ cdef int64_t memory_check(MemoryPool* pool, int64_t* states) noexcept nogil:
             if word & BUSY:
                 wrong += 1                      # nobody is in the gate, so nobody owns it
             states[word_state(word)] += 1
+            if word_resident(word):
+                resident += <int64_t>bytes_in_place(region, i, word)
+                swapped += <int64_t>(folio_bytes(region, i) - bytes_in_place(region, i, word))
+            elif word_state(word) == SWAPPED:
+                swapped += <int64_t>folio_bytes(region, i)
+            if word_partial(word):
+                states[5] += 1
+                if word & (PIN_MASK | GUARDED) or not 0 < region.sums[i] < 1 << PARTS:
+                    wrong += 1
             if (word_id(word) != 0) != (word_state(word) == CLEAN or word_state(word) == SWAPPED):
                 wrong += 1
             if word_id(word):
@@ -1186,6 +1427,8 @@ cdef int64_t memory_check(MemoryPool* pool, int64_t* states) noexcept nogil:
                 held += 1
         region = region.next
     wrong += check_counts(pool, ids, held, &states[4])
+    wrong += resident != us_read(&pool.reclaim.resident)
+    wrong += swapped != us_read(&pool.swapped_bytes)
     munmap(ids, length)
     open_gate()
     return wrong
@@ -1224,7 +1467,8 @@ cdef int64_t memory_pin(void* start, size_t length, bint writing) noexcept nogil
     while done < most:
         index = (offset + done) >> FOLIO_SHIFT
         word = us_load(&region.words[index])
-        if word & BUSY or not word_resident(word) or (writing and word_state(word) != DIRTY):
+        if (word & BUSY or not word_resident(word) or word_partial(word)
+                or (writing and word_state(word) != DIRTY)):
             error = folio_fault(region, index, writing, NULL)
             if error:
                 leave()
@@ -1333,7 +1577,8 @@ cdef void after_fork_in_child() noexcept nogil:
         while region != NULL:
             for i in range(region_folios(region)):
                 word = region.words[i]
-                if word_state(word) == CLEAN:
+                # Parts stay: their id has what is not in place, and their sums say the same here.
+                if word_state(word) == CLEAN and not word & PARTIAL:
                     swap_put(pool.swap, word_id(word))
                     word = word_make(DIRTY, 0) | (word & PIN_MASK)
                 # pins belong to system calls of threads that are not here

@@ -4,12 +4,14 @@
 #   63              16 15       7    6       5      4      3       2    1 0
 #   +-----------------+----------+------+-------+-----+---------+-----+-----+
 #   | swap id (48)    | pins (9) |STAGED|GUARDED|YOUNG| WAITERS |BUSY |state|
+#   |                 |          |PARTIAL       |     |         |     |     |
 #   +-----------------+----------+------+-------+-----+---------+-----+-----+
 #
 #   EMPTY    never touched: reads as zeros, holds nothing
 #   DIRTY    resident, the only copy
 #   CLEAN    resident, and `id` has its bytes (the swap cache). GUARDED: write-protected, so a write would be noticed.
-#            Otherwise it was equal when it came, and its sum says whether it still is
+#            Otherwise it was equal when it came, and its sum says whether it still is. PARTIAL: only some of its parts
+#            are in place, and each has its sum; `id` has the others. It has no pins and is not GUARDED
 #   SWAPPED  not resident; `id` holds the bytes. STAGED: readahead has, or had, them on the stage, and nothing has
 #            happened to the folio since (any transition makes a new word without the flag)
 #
@@ -30,7 +32,8 @@ cdef enum:
     WAITERS = HOLDER_WAITERS
     YOUNG = 16
     GUARDED = 32
-    STAGED = 64
+    STAGED = 64                 # of SWAPPED
+    PARTIAL = 64                # of CLEAN
     PIN_SHIFT = 7
     PIN_ONE = 128
     PIN_MAX = 511
@@ -48,6 +51,9 @@ cdef inline uint64_t word_make(int state, uint64_t id) noexcept nogil:
 
 cdef inline int word_pins(uint64_t word) noexcept nogil:
     return <int>((word & PIN_MASK) >> PIN_SHIFT)
+
+cdef inline bint word_partial(uint64_t word) noexcept nogil:
+    return word & PARTIAL and word_state(word) == CLEAN
 
 cdef inline bint word_resident(uint64_t word) noexcept nogil:
     return word_state(word) == DIRTY or word_state(word) == CLEAN

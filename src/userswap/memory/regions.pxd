@@ -13,6 +13,7 @@ from userswap.swap.space cimport CodecHint, SwapSpace
 cdef enum:
     PAGE_BYTES = 4096
     STREAMS = 4
+    SCATTERED = 16
     BUCKETS = 320               # fault times: 8 to an octave of nanoseconds
 
 # Faults in a row, for instance of a thread that scans. Plain fields: a lost update costs a few faults.
@@ -26,6 +27,8 @@ cdef struct Region:
     uint64_t granules           # of address space held, in folios
     uint64_t* words             # the page table, one word a folio
     uint64_t* sums              # of folios that are CLEAN and not GUARDED: what their bytes were when they came
+    # Of a folio that is PARTIAL `sums` says which parts are in place, a bit each; here are the parts' own sums.
+    uint64_t* part_sums
     # By window of 32 folios: single folios came or left since it was one piece, so that it is in small pages now and
     # the kernel has a page table for it.
     uint8_t* broken
@@ -35,6 +38,7 @@ cdef struct Region:
     CodecHint hint
     Stream[STREAMS] streams
     int turn                    # the stream that is forgotten next
+    int scattered               # how much faults here go anywhere: SCATTERED is enough to bring parts only
 
 cdef struct MemoryPool:
     Reclaim reclaim

@@ -11,6 +11,7 @@ cdef enum:
     STAGE_SLOTS = 32            # folios of a window
     STAGE_MOST_KEPT = 16        # frames
     STAGE_MOST_WINDOWS = 2
+    STAGE_MOST_PARTS = 64
 
 # After frames_open, where frames can be moved: 0 or -errno. Without a stage, all below give NULL.
 cdef int stage_open() noexcept nogil
@@ -26,3 +27,8 @@ cdef char* stage_room(int count) noexcept nogil
 cdef void stage_moved(char* slots, int count) noexcept nogil    # their memory was moved away
 # They have memory: kept, or freed. `whole`: a window that is one piece, if it is one.
 cdef void stage_give(char* frames, int count, bint whole) noexcept nogil
+# The same for one part of a folio (PART_BYTES): a frame with memory; a slot without; emptied by a move; done with.
+cdef char* stage_take_part() noexcept nogil
+cdef char* stage_part_room() noexcept nogil
+cdef void stage_part_moved(char* slot) noexcept nogil
+cdef void stage_part_give(char* frame) noexcept nogil

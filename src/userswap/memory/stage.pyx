@@ -6,7 +6,7 @@ pages that are a process's own). Lock: `stage_lock`, a leaf mutex; nothing is re
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from userswap.backends.codec cimport FOLIO_BYTES, FOLIO_SHIFT
+from userswap.backends.codec cimport FOLIO_BYTES, FOLIO_SHIFT, PART_BYTES
 from userswap.memory.frames cimport frames_can_move, frames_register_stage
 from userswap.native.mman cimport (
     MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_POPULATE_WRITE,
@@ -19,7 +19,9 @@ cdef enum:
     WINDOWS = 64
     SINGLE = 32                 # windows of which folios are taken one by one; the others only go as a whole
     WINDOW_BYTES = STAGE_SLOTS << FOLIO_SHIFT
-    STAGE_BYTES = WINDOWS * WINDOW_BYTES
+    PART_SLOTS = 512
+    PARTS_AT = WINDOWS * WINDOW_BYTES
+    STAGE_BYTES = PARTS_AT + PART_SLOTS * PART_BYTES
 
 ctypedef char* Frame
 
@@ -33,6 +35,13 @@ cdef int64_t have_windows = 0
 cdef int64_t most = STAGE_MOST_KEPT
 cdef int64_t most_windows = STAGE_MOST_WINDOWS
 cdef int last = 0                       # the window that gave the last slot
+# Slots of one part, behind the windows: kept ones, and free ones below `used_parts`, the first that never had a user.
+cdef Frame[STAGE_MOST_PARTS] kept_parts
+cdef Frame[PART_SLOTS] free_parts
+cdef int64_t have_parts = 0
+cdef int64_t have_free = 0
+cdef int64_t used_parts = 0
+cdef int64_t most_parts = STAGE_MOST_PARTS
 
 
 cdef int stage_map(char* at, int how) noexcept nogil:
@@ -48,6 +57,7 @@ cdef int stage_map(char* at, int how) noexcept nogil:
     madvise(start, STAGE_BYTES, MADV_DONTFORK)
     madvise(start, SINGLE * WINDOW_BYTES, MADV_NOHUGEPAGE)
     madvise(start + SINGLE * WINDOW_BYTES, (WINDOWS - SINGLE) * WINDOW_BYTES, MADV_HUGEPAGE)
+    madvise(start + PARTS_AT, PART_SLOTS * PART_BYTES, MADV_NOHUGEPAGE)
     cdef int error = frames_register_stage(start, STAGE_BYTES)
     if error:
         munmap(start, STAGE_BYTES)
@@ -67,11 +77,11 @@ cdef bint stage_usable() noexcept nogil:
 
 
 cdef void stage_renew() noexcept nogil:
-    global stage, have, have_windows
+    global stage, have, have_windows, have_parts, have_free, used_parts
     cdef char* at = stage
     cdef int i
     stage = NULL
-    have = have_windows = 0
+    have = have_windows = have_parts = have_free = used_parts = 0
     for i in range(WINDOWS):
         taken[i] = 0
     if at != NULL and frames_can_move():
@@ -79,18 +89,21 @@ cdef void stage_renew() noexcept nogil:
 
 
 cdef int64_t stage_keep(int64_t bytes) noexcept nogil:
-    global most, most_windows
-    cdef int64_t frames = bytes // 2 // FOLIO_BYTES
+    global most, most_windows, most_parts
+    cdef int64_t frames = bytes // 4 // FOLIO_BYTES
+    cdef int64_t parts = bytes // 4 // PART_BYTES
     cdef int64_t windows = bytes // 2 // WINDOW_BYTES
     frames = frames if frames < STAGE_MOST_KEPT else STAGE_MOST_KEPT
+    parts = parts if parts < STAGE_MOST_PARTS else STAGE_MOST_PARTS
     windows = windows if windows < STAGE_MOST_WINDOWS else STAGE_MOST_WINDOWS
     if stage == NULL:
         return 0
     us_lock(&stage_lock)
     most = frames if frames < most else most
+    most_parts = parts if parts < most_parts else most_parts
     most_windows = windows if windows < most_windows else most_windows
     us_unlock(&stage_lock)
-    return frames * FOLIO_BYTES + windows * WINDOW_BYTES
+    return frames * FOLIO_BYTES + parts * PART_BYTES + windows * WINDOW_BYTES
 
 
 cdef char* stage_room(int count) noexcept nogil:
@@ -174,3 +187,60 @@ cdef void stage_give(char* frames, int count, bint whole) noexcept nogil:
         # Of a whole window this frees the page table too (Linux 6.14), so that a huge page can come here again.
         madvise(frames, <uint64_t>count << FOLIO_SHIFT, MADV_DONTNEED)
         stage_moved(frames, count)
+
+
+# ---- single parts ----
+
+cdef char* stage_part_room() noexcept nogil:
+    global have_free, used_parts
+    cdef char* found = NULL
+    if stage == NULL:
+        return NULL
+    us_lock(&stage_lock)
+    if have_free:
+        have_free -= 1
+        found = free_parts[have_free]
+    elif used_parts < PART_SLOTS:
+        found = stage + PARTS_AT + used_parts * PART_BYTES
+        used_parts += 1
+    us_unlock(&stage_lock)
+    return found
+
+
+cdef char* stage_take_part() noexcept nogil:
+    global have_parts
+    cdef char* frame = NULL
+    us_lock(&stage_lock)
+    if have_parts:
+        have_parts -= 1
+        frame = kept_parts[have_parts]
+    us_unlock(&stage_lock)
+    if frame == NULL:
+        frame = stage_part_room()
+        if frame != NULL and madvise(frame, PART_BYTES, MADV_POPULATE_WRITE) != 0:
+            madvise(frame, PART_BYTES, MADV_DONTNEED)
+            stage_part_moved(frame)             # no memory, just now
+            frame = NULL
+    return frame
+
+
+cdef void stage_part_moved(char* slot) noexcept nogil:
+    global have_free
+    us_lock(&stage_lock)
+    us_assert(have_free < PART_SLOTS, "a slot that is given back was taken")
+    free_parts[have_free] = slot
+    have_free += 1
+    us_unlock(&stage_lock)
+
+
+cdef void stage_part_give(char* frame) noexcept nogil:
+    global have_parts
+    us_lock(&stage_lock)
+    if have_parts < most_parts:
+        kept_parts[have_parts] = frame
+        have_parts += 1
+        frame = NULL
+    us_unlock(&stage_lock)
+    if frame != NULL:
+        madvise(frame, PART_BYTES, MADV_DONTNEED)
+        stage_part_moved(frame)

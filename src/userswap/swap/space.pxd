@@ -50,6 +50,8 @@ cdef struct SwapSpace:
     int64_t device_error        # errno of the last failed write, 0 when the last one worked
     int64_t swap_outs
     int64_t swap_ins
+    int64_t part_ins            # parts of folios that came by themselves
+    int64_t part_outs           # and that were stored so
     int64_t writebacks          # folios moved from zswap to a slot, or put there at once
     int64_t slot_stored         # packed bytes in slots
     int64_t same_filled
@@ -79,10 +81,16 @@ cdef uint64_t swap_out(SwapSpace* s, Worker* worker, const void* data, int n, Co
 # has n: `ids` gets 0 where one could not leave.
 cdef void swap_out_run(SwapSpace* s, Worker* worker, const void* data, int count, int n, CodecHint* hint,
                        uint64_t holder, uint64_t* ids, int* error) noexcept nogil
+# Stores a whole folio that is what `id` holds but for the parts (of PARTS) that `parts` has pointers to: a new id. 0: it
+# can't be done so (`id` is not in zswap, the result hardly compresses): it has to leave as a whole.
+cdef uint64_t swap_out_parts(SwapSpace* s, Worker* worker, uint64_t id, const void* const* parts, CodecHint* hint,
+                             uint64_t holder) noexcept nogil
 # Loads the n bytes of an id into `data`: 0 or -errno (-EIO: the device or the copy is damaged; -ENXIO: it was
 # in the swap file of an ancestor that is out of reach). The id keeps its copy and its count.
 # `folio`: the holder whose clean folio it becomes, for the swap cache; 0: it will be written.
 cdef int swap_in(SwapSpace* s, Worker* worker, uint64_t id, void* data, int n, uint64_t folio) noexcept nogil
+# One part of a whole folio, PART_BYTES.
+cdef int swap_in_part(SwapSpace* s, Worker* worker, uint64_t id, int part, void* data) noexcept nogil
 # The holder that has a clean folio with the same bytes, by what the swap cache says; 0: none. A hint: ask that holder.
 cdef uint64_t swap_cached(SwapSpace* s, uint64_t id) noexcept nogil
 # The holder's clean folio leaves, and the id stays.

@@ -13,8 +13,8 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset, strcpy, strlen
 
 from userswap.backends.codec cimport (
-    FOLIO_BYTES, PACKED_BYTES, Worker, codec_choose, codec_compress, codec_decompress, codec_give, codec_hash,
-    codec_size, codec_take,
+    FOLIO_BYTES, PACKED_BYTES, PART_BYTES, PARTS, Worker, codec_choose, codec_compress, codec_decompress, codec_give,
+    codec_hash, codec_part, codec_replace, codec_size, codec_take,
 )
 from userswap.backends.swapfile cimport (
     SLOT_BYTES, SwapFile, swapfile_alloc, swapfile_delete, swapfile_free, swapfile_metadata, swapfile_new,
@@ -370,14 +370,21 @@ cdef struct Leaving:
     int error
 
 
+cdef void store_packed(SwapSpace* s, const char* packed, int length, Leaving* leaving) noexcept nogil:
+    """In zswap, if that has address space for it."""
+    cdef uint32_t ignored
+    cdef uint64_t handle = zswap_alloc(s.zswap, length, 0)
+    if handle:
+        memcpy(zswap_memory(s.zswap, handle, &ignored), packed, length)
+        leaving.entry = entry_make(ZSWAP, handle)
+
+
 cdef void store(SwapSpace* s, Worker* worker, const void* data, int n, CodecHint* hint, uint64_t holder,
                 Leaving* leaving) noexcept nogil:
     """Finds a place for a folio's bytes: same-filled, an identical folio's, zswap. What doesn't compress stays raw."""
     cdef const uint64_t* words = <const uint64_t*>data
     cdef const void* stored
     cdef int length, size
-    cdef uint64_t handle
-    cdef uint32_t ignored
     memset(leaving, 0, sizeof(Leaving))
     if same_filled(words, n // 8) and same_fits(words[0]):
         leaving.entry = same_make(words[0])
@@ -396,15 +403,12 @@ cdef void store(SwapSpace* s, Worker* worker, const void* data, int n, CodecHint
             return
     if leaving.raw:
         return
-    handle = zswap_alloc(s.zswap, length, 0)
-    if handle == 0:
+    store_packed(s, worker.packed, length, leaving)
+    if leaving.entry == 0:
         # No address space in the pool.
         leaving.raw = s.map.ops.bound
         if not leaving.raw:
             leaving.entry = store_in_slots(s, worker.packed, length, False, &leaving.error)
-        return
-    memcpy(zswap_memory(s.zswap, handle, &ignored), worker.packed, length)
-    leaving.entry = entry_make(ZSWAP, handle)
 
 
 cdef void store_raw(SwapSpace* s, Worker* worker, const void* data, int n, uint64_t holder,
@@ -517,6 +521,32 @@ cdef uint64_t swap_out(SwapSpace* s, Worker* worker, const void* data, int n, Co
     return id
 
 
+cdef uint64_t swap_out_parts(SwapSpace* s, Worker* worker, uint64_t id, const void* const* parts, CodecHint* hint,
+                             uint64_t holder) noexcept nogil:
+    cdef Leaving leaving
+    cdef uint64_t entry, fresh = 0
+    cdef const char* packed
+    cdef uint32_t stored
+    cdef int i, length = 0
+    memset(&leaving, 0, sizeof(leaving))
+    if hint.recipe < 0:
+        return 0
+    entry = s.map.ops.lock(s.map, id)
+    if entry_type(entry) == ZSWAP:
+        packed = zswap_memory(s.zswap, entry_payload(entry), &stored)
+        us_chaos()
+        length = codec_replace(worker, hint.recipe, packed, stored, parts)
+    s.map.ops.unlock(s.map, id, entry)
+    if length <= 0:
+        return 0
+    store_packed(s, worker.packed, length, &leaving)
+    if leaving.entry:
+        publish(s, &leaving, 1, holder, &fresh)
+    for i in range(PARTS):
+        us_add(&s.part_outs, fresh != 0 and parts[i] != NULL)
+    return fresh
+
+
 cdef int load_entry(SwapSpace* s, Worker* worker, uint64_t entry, void* data, int n) noexcept nogil:
     """The bytes behind an entry that the caller has locked."""
     cdef int type = entry_type(entry)
@@ -565,6 +595,38 @@ cdef int swap_in(SwapSpace* s, Worker* worker, uint64_t id, void* data, int n, u
     s.map.ops.unlock(s.map, id, entry)
     if error == 0:
         us_add(&s.swap_ins, 1)
+    return error
+
+
+cdef int swap_in_part(SwapSpace* s, Worker* worker, uint64_t id, int part, void* data) noexcept nogil:
+    cdef uint64_t entry = s.map.ops.lock(s.map, id)
+    cdef uint32_t length
+    cdef const char* packed
+    cdef int error = 0
+    us_chaos()
+    if entry_type(entry) == ZSWAP:
+        packed = zswap_memory(s.zswap, entry_payload(entry), &length)
+        error = codec_part(worker, packed, length, part, data)
+    elif entry_type(entry) == SAME:
+        error = load_entry(s, worker, entry, data, PART_BYTES)
+    elif entry_type(entry) != SLOT or slot_count(entry) > PACKED_BYTES // SLOT_BYTES:
+        error = -EIO
+    elif s.devices[slot_device(entry)] == NULL:
+        error = -ENXIO
+    elif slot_raw(entry):
+        error = -EIO
+        if slot_count(entry) * SLOT_BYTES == FOLIO_BYTES:
+            error = swapfile_read(s.devices[slot_device(entry)], slot_offset(entry) + part * (PART_BYTES // SLOT_BYTES),
+                                  PART_BYTES // SLOT_BYTES, worker.packed)
+            memcpy(data, worker.packed, PART_BYTES)
+    else:
+        length = slot_count(entry) * SLOT_BYTES
+        error = swapfile_read(s.devices[slot_device(entry)], slot_offset(entry), slot_count(entry), worker.packed)
+        if error == 0:
+            error = codec_part(worker, worker.packed, length, part, data)
+    s.map.ops.unlock(s.map, id, entry)
+    if error == 0:
+        us_add(&s.part_ins, 1)
     return error
 
 

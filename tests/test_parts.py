@@ -1,0 +1,318 @@
+"""Parts of folios: where accesses go anywhere, 16 KiB come and leave by themselves, and nobody can tell from the bytes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import threading
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from helpers import FOLIO, check_empty, check_pool, data, fresh_pool, run_python
+from userswap import Pool
+
+PART = FOLIO // 4
+FOLIOS = 400  # 25 MiB in a budget of 16
+KINDS = ["walk", "noise", "small", "same"]
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def filled(pool: Pool, kind: str = "walk", folios: int = FOLIOS) -> tuple[Any, Bytes]:
+    """An array that is swapped out, and what it holds."""
+    plain = data(kind, folios * FOLIO, 1)
+    memory = pool.array(plain)
+    pool.evict()
+    return memory, plain
+
+
+def scatter(memory: Any, turns: int = 64, seed: int = 5) -> None:
+    """Read here and there until the pool brings parts only; no folio is read twice."""
+    order = random.Random(seed).sample(range(0, len(memory) // FOLIO - 1), turns)
+    for folio in order:
+        int(memory[folio * FOLIO + PART])
+
+
+def partial(pool: Pool) -> int:
+    return pool._core.check()["partial"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_come_where_accesses_go_anywhere_and_hold_the_right_bytes(kind: str) -> None:
+    pool = fresh_pool()
+    memory, plain = filled(pool, kind)
+    rng = random.Random(3)
+    for _ in range(3000):
+        at = rng.randrange(len(plain))
+        assert memory[at] == plain[at], at
+    assert partial(pool) > 0
+    assert pool.stats().part_ins > 1000
+    check_pool(pool)
+    assert np.array_equal(memory, plain)
+    check_pool(pool)
+    del memory
+    check_empty(pool)
+
+
+@pytest.mark.parametrize("where", ["zswap", "swap file"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_written_to_parts_is_kept(kind: str, where: str) -> None:
+    pool = fresh_pool()
+    memory, plain = filled(pool, kind)
+    if where == "swap file":
+        pool.writeback()
+    rng = random.Random(4)
+    scatter(memory)
+    for turn in range(4000):
+        at = rng.randrange(len(plain))
+        assert memory[at] == plain[at], (turn, at)
+        memory[at] = plain[at] = rng.randrange(256)
+        if turn % 500 == 0:
+            pool.evict()
+        if turn % 900 == 0 and where == "swap file":
+            pool.writeback()
+    stats = check_pool(pool)
+    assert stats.part_ins > 1000
+    if where == "zswap" and kind in ("walk", "small"):
+        assert stats.part_outs > 500, "the others of a folio are not packed again"
+    assert np.array_equal(memory, plain)
+    pool.evict()
+    assert np.array_equal(memory, plain)
+    del memory
+    check_empty(pool)
+
+
+def test_scans_still_bring_whole_folios() -> None:
+    pool = fresh_pool()
+    memory, plain = filled(pool)
+    assert np.array_equal(memory, plain)
+    assert pool.stats().part_ins == 0
+
+
+def test_a_scan_ends_the_time_of_parts() -> None:
+    pool = fresh_pool()
+    memory, plain = filled(pool)
+    scatter(memory)
+    assert partial(pool) > 0
+    assert np.array_equal(memory, plain)
+    pool.evict()
+    before = pool.stats()
+    for at in range(8 * FOLIO, 24 * FOLIO, PART):
+        assert memory[at] == plain[at]
+    after = pool.stats()
+    assert after.swap_ins - before.swap_ins >= 15
+    assert after.part_ins - before.part_ins <= 2
+
+
+def test_who_reads_on_within_a_folio_gets_all_of_it() -> None:
+    pool = fresh_pool()
+    memory, plain = filled(pool)
+    scatter(memory)
+    before = pool.stats()
+    at = (FOLIOS - 1) * FOLIO  # not looked at by scatter
+    for part in range(4):
+        assert memory[at + part * PART] == plain[at + part * PART]
+    after = pool.stats()
+    assert (after.part_ins - before.part_ins, after.swap_ins - before.swap_ins) == (2, 1)
+
+
+def test_a_part_that_was_written_to_before_the_rest_came_is_not_taken_for_clean() -> None:
+    pool = fresh_pool()
+    memory, plain = filled(pool)
+    scatter(memory)
+    at = (FOLIOS - 1) * FOLIO
+    memory[at] = plain[at] = plain[at] ^ 1
+    for part in range(1, 4):
+        assert memory[at + part * PART] == plain[at + part * PART]
+    assert pool._core.check()["wrong"] == 0
+    pool.evict()
+    assert memory[at] == plain[at]
+    assert np.array_equal(memory, plain)
+
+
+def test_a_short_last_folio_comes_whole() -> None:
+    pool = fresh_pool()
+    plain = data("walk", 300 * FOLIO + 5 * 4096, 1)
+    memory = pool.array(plain)
+    pool.evict()
+    scatter(memory)
+    before = pool.stats()
+    for at in (len(plain) - 1, len(plain) - 17000):
+        assert memory[at] == plain[at]
+        memory[at] = plain[at] = plain[at] ^ 255
+    assert pool.stats().part_ins == before.part_ins
+    pool.evict()
+    assert np.array_equal(memory, plain)
+
+
+def test_system_calls_get_whole_folios(tmp_path: Any) -> None:
+    pool = fresh_pool()
+    memory, plain = filled(pool)
+    scatter(memory)
+    written, read = random.Random(5).sample(range(0, FOLIOS - 1), 2)  # both PARTIAL
+    assert partial(pool) >= 2
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(256)) * (FOLIO // 256))
+    with path.open("rb", buffering=0) as file:
+        assert file.readinto(memory[written * FOLIO + 100 : (written + 1) * FOLIO - 100]) == FOLIO - 200
+    plain[written * FOLIO + 100 : (written + 1) * FOLIO - 100] = np.frombuffer(path.read_bytes(), np.uint8)[: FOLIO - 200]
+    with path.open("wb", buffering=0) as file:
+        assert file.write(memory[read * FOLIO : (read + 1) * FOLIO]) == FOLIO
+    assert path.read_bytes() == plain[read * FOLIO : (read + 1) * FOLIO].tobytes()
+    check_pool(pool)
+    pool.evict()
+    assert np.array_equal(memory, plain)
+
+
+def test_a_snapshot_of_folios_that_are_there_in_parts() -> None:
+    pool = fresh_pool()
+    memory, plain = filled(pool)
+    scatter(memory)
+    written = [(folio * FOLIO + PART + 7) for folio in random.Random(5).sample(range(0, FOLIOS - 1), 64)][::3]
+    for at in written:
+        memory[at] = plain[at] = plain[at] ^ 1
+    assert partial(pool) > 10
+    copy = pool.snapshot(memory)
+    assert partial(pool) == 0
+    check_pool(pool)
+    for at in written:
+        memory[at] ^= 3
+    assert np.array_equal(copy, plain)
+    for at in written:
+        plain[at] ^= 3
+    assert np.array_equal(memory, plain)
+    check_pool(pool)
+    del memory, copy
+    check_empty(pool)
+
+
+def test_shared_ids_come_whole_and_parts_leave_when_their_id_became_shared() -> None:
+    """Identical folios: an id may get a second holder while the first has a part of it in place, written to."""
+    pool = fresh_pool()
+    memory, plain = filled(pool)
+    scatter(memory)
+    folios = random.Random(5).sample(range(0, FOLIOS - 1), 64)
+    again = pool.array(np.concatenate([plain[f * FOLIO : (f + 1) * FOLIO] for f in folios]))
+    for f in folios[::2]:
+        memory[f * FOLIO + PART] ^= 1
+    expected = plain.copy()
+    for f in folios[::2]:
+        expected[f * FOLIO + PART] ^= 1
+    pool.evict()
+    assert pool.stats().deduped > 0
+    assert np.array_equal(memory, expected)
+    for n, f in enumerate(folios):
+        assert np.array_equal(again[n * FOLIO : (n + 1) * FOLIO], plain[f * FOLIO : (f + 1) * FOLIO])
+    check_pool(pool)
+
+
+def test_a_page_that_the_program_threw_away_reads_as_zeros_and_stays_so() -> None:
+    pool = fresh_pool()
+    memory, plain = filled(pool)
+    scatter(memory)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    folios = random.Random(5).sample(range(0, FOLIOS - 1), 64)
+    thrown = []
+    for n, f in enumerate(folios[40:]):
+        at = f * FOLIO + PART + 4096 * (n % 4)
+        assert libc.madvise(memory.ctypes.data + at, 4096, 4) == 0
+        plain[at : at + 4096] = 0
+        thrown.append(at)
+    for at in thrown[::2]:
+        assert not memory[at : at + 4096].any()
+    pool.evict()
+    pool.evict()
+    check_pool(pool)
+    for at in thrown:
+        assert not memory[at : at + 4096].any(), at
+    assert np.array_equal(memory, plain)
+
+
+def test_a_child_has_the_parts_too_and_both_go_their_own_ways() -> None:
+    result = run_python("""
+import os, random, sys, numpy as np
+from helpers import FOLIO, data, fresh_pool
+from test_parts import filled, partial, scatter
+pool = fresh_pool()
+memory, plain = filled(pool)
+scatter(memory)
+order = [f * FOLIO + FOLIO // 4 for f in random.Random(5).sample(range(399), 64)]
+for at in order[::2]: memory[at] = plain[at] = plain[at] ^ 1          # written to, and the sums don't know yet
+assert partial(pool) > 10
+pid = os.fork()
+if pid == 0:
+    assert partial(pool) > 10
+    for at in order[::3]: memory[at] = plain[at] = plain[at] ^ 2
+    pool.evict()
+    ok = np.array_equal(memory, plain) and pool._core.check()["wrong"] == 0
+    os._exit(0 if ok else 3)
+for at in order[::5]: memory[at] = plain[at] = plain[at] ^ 4
+pool.evict()
+assert np.array_equal(memory, plain) and pool._core.check()["wrong"] == 0
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+""")
+    assert result.returncode == 0, result.stderr
+
+
+def test_what_cannot_be_stored_goes_back_in_place() -> None:
+    """Noise written into a part of a folio that compressed, no swap file: it stays, writable, and nothing is lost."""
+    pool = fresh_pool("16MiB", swap="none")
+    memory, plain = filled(pool, "small", 700)
+    scatter(memory)
+    noise = data("noise", 700 * FOLIO, 9)
+    rng = random.Random(8)
+    for _ in range(60):
+        f, part = rng.randrange(699), rng.randrange(4)
+        at = f * FOLIO + part * PART
+        memory[at : at + PART] = plain[at : at + PART] = noise[at : at + PART]
+        if rng.randrange(4) == 0:
+            pool.evict()
+    for _ in range(4):
+        pool.evict()
+        check_pool(pool)
+    assert np.array_equal(memory, plain)
+
+
+@pytest.mark.parametrize("kind", ["walk", "noise"])
+def test_threads_on_parts_of_the_same_folios_never_see_a_wrong_byte(kind: str) -> None:
+    pool = fresh_pool()
+    memory, plain = filled(pool, kind)
+    failures: list[str] = []
+    writers = 3
+    done = threading.Event()
+
+    def work(me: int) -> None:
+        rng = random.Random(me)
+        for _ in range(2500):
+            at = rng.randrange(len(plain) // writers) * writers + me  # bytes of its own, in everybody's pages
+            if memory[at] != plain[at]:
+                failures.append(f"byte {at}")
+            memory[at] = plain[at] = rng.randrange(256)
+
+    def disturb() -> None:
+        rng = random.Random(99)
+        while not done.is_set():
+            rng.choice([pool.evict, pool.writeback, pool._core.compact])()
+            folio = rng.randrange(FOLIOS)
+            os.write(null, memory[folio * FOLIO : (folio + 1) * FOLIO])
+
+    null = os.open("/dev/null", os.O_WRONLY)
+    threads = [threading.Thread(target=work, args=[me]) for me in range(writers)]
+    disturber = threading.Thread(target=disturb)
+    for thread in [*threads, disturber]:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+        assert not thread.is_alive(), "a thread hangs"
+    done.set()
+    disturber.join(60)
+    os.close(null)
+    assert not failures, failures[:5]
+    assert pool.stats().part_ins > 100
+    check_pool(pool)
+    assert np.array_equal(memory, plain)
