@@ -300,8 +300,8 @@ def test_forks_leave_no_descriptor_behind() -> None:
     ends_well("""
 import time
 pool = fresh_pool("16MiB")
-array = pool.empty((24, 1 << 17))
-for i in range(24): array[i] = values(i)
+array = pool.empty((28, 1 << 17))
+for i in range(28): array[i] = values(i)
 assert pool.stats().slot_bytes
 count = lambda: len(os.listdir("/proc/self/fd"))
 before = count()

@@ -368,6 +368,13 @@ cdef uint64_t bytes_in_place(Region* region, uint64_t index, uint64_t word) noex
     return bytes
 
 
+cdef bint refault(Region* region, uint64_t index) noexcept nogil:
+    """Whether a SWAPPED folio would still be in place with twice the room: since it left, no more has left than is in
+    place now. The refault distance of Linux's mm/workingset.c."""
+    cdef uint64_t distance = <uint64_t>us_read(&region.pool.evicted) - region.sums[index]
+    return distance <= <uint64_t>us_read(&region.pool.reclaim.resident)
+
+
 cdef int make_part(Region* region, uint64_t index, uint64_t word, int part) noexcept nogil:
     """One part of a folio that is SWAPPED, or PARTIAL without it. The caller has charged it and has set BUSY, which is
     released here, whatever happens."""
@@ -377,6 +384,8 @@ cdef int make_part(Region* region, uint64_t index, uint64_t word, int part) noex
     cdef Worker* worker = codec_take()
     cdef char* bytes = frame if frame != NULL else worker.folio
     cdef uint64_t sum = 0
+    # Nobody sees what is read again while it is in place: only what comes back soon is known to be wanted.
+    cdef uint64_t young = YOUNG if word_partial(word) or refault(region, index) else 0
     cdef uint64_t others = region.sums[index] if word_partial(word) else 0
     cdef int error = swap_in_part(pool.swap, worker, word_id(word), part, bytes)
     region.broken[index // STAGE_SLOTS] = True
@@ -402,7 +411,7 @@ cdef int make_part(Region* region, uint64_t index, uint64_t word, int part) noex
     region.part_sums[PARTS * index + part] = sum
     region.sums[index] = others | (<uint64_t>1 << part)
     us_add(&pool.swapped_bytes, -PART_BYTES)
-    us_word_release(&region.words[index], word_make(CLEAN, word_id(word)) | PARTIAL | YOUNG, WAITERS)
+    us_word_release(&region.words[index], word_make(CLEAN, word_id(word)) | PARTIAL | young, WAITERS)
     return 0
 
 
@@ -978,7 +987,9 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
         freed += <int64_t>gone
         us_add(&pool.swapped_bytes, <int64_t>gone)
         reclaim_uncharge(&pool.reclaim, <int64_t>gone)
+        gone = <uint64_t>us_add(&pool.evicted, <int64_t>gone)
         while first < i:
+            region.sums[victims[first].index] = gone
             us_word_release(&region.words[victims[first].index], victims[first].next, WAITERS)
             first += 1
     return freed
@@ -1063,6 +1074,7 @@ cdef int64_t vacate_parts(MemoryPool* pool, Worker* worker, Victim* victim) noex
     if next != id:
         swap_put(pool.swap, id)
     us_add(&pool.swapped_bytes, <int64_t>gone)
+    region.sums[index] = <uint64_t>us_add(&pool.evicted, <int64_t>gone)
     reclaim_uncharge(&pool.reclaim, <int64_t>gone)
     us_word_release(&region.words[index], word_make(SWAPPED, next), WAITERS)
     return <int64_t>gone
