@@ -7,7 +7,7 @@
 #   +-----------------+----------+------+-------+-----+---------+-----+-----+
 #
 #   EMPTY    never touched: reads as zeros, holds nothing
-#   DIRTY    resident, the only copy
+#   DIRTY    resident, the only copy. FILED: the copy that it had was in the swap file (the bit of STAGED)
 #   CLEAN    resident, and `id` has its bytes (the swap cache). GUARDED: write-protected, so a write would be noticed.
 #            Otherwise it was equal when it came, and its sum says whether it still is
 #   SWAPPED  not resident; `id` holds the bytes. STAGED: readahead has, or had, them on the stage, and nothing has
@@ -31,6 +31,7 @@ cdef enum:
     YOUNG = 16
     GUARDED = 32
     STAGED = 64
+    FILED = 64
     PIN_SHIFT = 7
     PIN_ONE = 128
     PIN_MAX = 511

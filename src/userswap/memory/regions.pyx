@@ -5,7 +5,7 @@ system call beside giving pages back. Extents are handed out in classes four to 
 class: address space is plentiful, and a freed extent never has to be cut or merged.
 """
 from libc.errno cimport ENOMEM
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
@@ -34,6 +34,7 @@ arena_owner = NULL
 cdef us_mutex arena_lock
 cdef uint64_t* arena_words      # the page table of the whole arena, touched where regions are
 cdef uint64_t* arena_sums       # as large
+cdef uint32_t* arena_left       # half as large
 cdef uint8_t* arena_broken      # by window
 cdef Region* region_table       # regions live here, never freed, reused with their extents
 cdef uint64_t regions_made = 0
@@ -49,7 +50,7 @@ cdef void* reserve(uint64_t length) noexcept nogil:
 
 
 cdef int arena_open() noexcept nogil:
-    global arena_start, arena_end, arena_owner, arena_words, arena_sums, arena_broken, region_table
+    global arena_start, arena_end, arena_owner, arena_words, arena_sums, arena_left, arena_broken, region_table
     cdef int shift = MOST_SHIFT
     cdef uint64_t length, table
     cdef char* start = NULL
@@ -64,10 +65,11 @@ cdef int arena_open() noexcept nogil:
             arena_owner = <Region**>reserve(table)
             arena_words = <uint64_t*>reserve(table)
             arena_sums = <uint64_t*>reserve(table)
+            arena_left = <uint32_t*>reserve(table // 2)
             arena_broken = <uint8_t*>reserve(table // 8 // WINDOW_FOLIOS)
             region_table = <Region*>reserve(<uint64_t>MOST_REGIONS * sizeof(Region))
-            if (arena_owner != NULL and arena_words != NULL and arena_sums != NULL and arena_broken != NULL
-                    and region_table != NULL):
+            if (arena_owner != NULL and arena_words != NULL and arena_sums != NULL and arena_left != NULL
+                    and arena_broken != NULL and region_table != NULL):
                 break
             munmap(start, length + WINDOW_BYTES)
             if arena_owner != NULL:
@@ -76,6 +78,8 @@ cdef int arena_open() noexcept nogil:
                 munmap(arena_words, table)
             if arena_sums != NULL:
                 munmap(arena_sums, table)
+            if arena_left != NULL:
+                munmap(arena_left, table // 2)
             if arena_broken != NULL:
                 munmap(arena_broken, table // 8 // WINDOW_FOLIOS)
             start = NULL
@@ -173,6 +177,7 @@ cdef Region* region_new(MemoryPool* pool, uint64_t bytes) noexcept nogil:
             region.base = arena_start + (first << FOLIO_SHIFT)
             region.words = &arena_words[first]
             region.sums = &arena_sums[first]
+            region.left = &arena_left[first]
             region.broken = &arena_broken[first // WINDOW_FOLIOS]
             region.granules = granules
             granules_used = first + granules
@@ -189,7 +194,7 @@ cdef Region* region_new(MemoryPool* pool, uint64_t bytes) noexcept nogil:
     us_add(&pool.references, 1)
     us_add(&pool.region_count, 1)
     us_max(&pool.peak_virtual, us_add(&pool.virtual_bytes, <int64_t>whole))
-    us_add(&pool.reclaim.overhead, <int64_t>(sizeof(Region) + 24 * region_folios(region)))
+    us_add(&pool.reclaim.overhead, <int64_t>(sizeof(Region) + 28 * region_folios(region)))
     us_lock(&pool.list_lock)
     region.next = pool.regions
     if pool.regions != NULL:
@@ -228,7 +233,7 @@ cdef void region_release(Region* region) noexcept nogil:
         us_store_ptr(<void**>&arena_owner[first + i], NULL)
     us_add(&pool.virtual_bytes, -<int64_t>region.bytes)
     us_add(&pool.region_count, -1)
-    us_add(&pool.reclaim.overhead, -<int64_t>(sizeof(Region) + 24 * region_folios(region)))
+    us_add(&pool.reclaim.overhead, -<int64_t>(sizeof(Region) + 28 * region_folios(region)))
     region.pool = NULL
     region.bytes = 0
     kind = extent_class(&granules)

@@ -1,6 +1,6 @@
 # The swap space: a SwapMap with the backends behind it. Bytes go in and an id comes out; an id goes in
 # and the bytes come out. Knows no addresses of regions; nobody above it knows which device holds an id.
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from userswap.backends.codec cimport Worker
 from userswap.backends.swapfile cimport SwapFile
@@ -76,9 +76,10 @@ cdef void space_delete(SwapSpace* s) noexcept nogil
 cdef uint64_t swap_out(SwapSpace* s, Worker* worker, const void* data, int n, CodecHint* hint, uint64_t holder,
                        int* error) noexcept nogil
 # The same for `count` (1 .. RUN_FOLIOS) neighbours that leave together, of FOLIO_BYTES each but for the last, which
-# has n: `ids` gets 0 where one could not leave.
+# has n: `ids` gets 0 where one could not leave. A bit in `cold` (the lowest for the first): what does not fit in zswap
+# shall rather be this one.
 cdef void swap_out_run(SwapSpace* s, Worker* worker, const void* data, int count, int n, CodecHint* hint,
-                       uint64_t holder, uint64_t* ids, int* error) noexcept nogil
+                       uint64_t holder, uint32_t cold, uint64_t* ids, int* error) noexcept nogil
 # Loads the n bytes of an id into `data`: 0 or -errno (-EIO: the device or the copy is damaged; -ENXIO: it was
 # in the swap file of an ancestor that is out of reach). The id keeps its copy and its count.
 # `folio`: the holder whose clean folio it becomes, for the swap cache; 0: it will be written.
@@ -89,7 +90,7 @@ cdef uint64_t swap_cached(SwapSpace* s, uint64_t id) noexcept nogil
 cdef void swap_uncache(SwapSpace* s, uint64_t id, uint64_t folio) noexcept nogil
 # One reference more, for a second holder: 0, -ENOMEM or -EOVERFLOW. The id of both may be another one afterwards.
 cdef int swap_dup(SwapSpace* s, uint64_t* id, uint64_t holder) noexcept nogil
-cdef void swap_put(SwapSpace* s, uint64_t id) noexcept nogil
+cdef bint swap_put(SwapSpace* s, uint64_t id) noexcept nogil     # whether it ended and was in a swap file
 cdef bint swap_shared(SwapSpace* s, uint64_t id) noexcept nogil  # has more than one holder, just now
 cdef bint swap_same(SwapSpace* s, uint64_t id) noexcept nogil     # same-filled: nothing is stored
 # Moves cold folios from zswap to the device, about `want` packed bytes: how many it moved, 0 or -errno.
@@ -102,5 +103,6 @@ cdef void space_inherit(SwapSpace* s) noexcept nogil
 cdef bint space_has_device(SwapSpace* s) noexcept nogil          # writeback has somewhere to go, or may have
 cdef int64_t space_slot_bytes(SwapSpace* s) noexcept nogil       # in use in swap files
 cdef int64_t space_pool_bytes(SwapSpace* s) noexcept nogil
+cdef int64_t space_packed(SwapSpace* s) noexcept nogil           # how many folios are in zswap
 cdef int64_t space_stored_bytes(SwapSpace* s) noexcept nogil      # packed bytes, in zswap and in slots
 cdef int64_t space_metadata(SwapSpace* s) noexcept nogil

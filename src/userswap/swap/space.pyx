@@ -21,8 +21,8 @@ from userswap.backends.swapfile cimport (
     swapfile_read, swapfile_take, swapfile_used, swapfile_write,
 )
 from userswap.backends.zswap cimport (
-    zswap_alloc, zswap_bytes, zswap_coldest, zswap_compact, zswap_delete, zswap_free, zswap_memory,
-    zswap_metadata, zswap_new, zswap_set_owner, zswap_stored,
+    zswap_alloc, zswap_bytes, zswap_cold, zswap_coldest, zswap_compact, zswap_delete, zswap_free, zswap_memory,
+    zswap_metadata, zswap_new, zswap_objects, zswap_set_owner, zswap_set_owner_cold, zswap_stored,
 )
 from userswap.native.mman cimport (
     MADV_DONTDUMP, MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE,
@@ -446,9 +446,11 @@ cdef void unstore(SwapSpace* s, uint64_t entry) noexcept nogil:
         swapfile_free(s.devices[slot_device(entry)], slot_offset(entry), slot_count(entry))
 
 
-cdef void publish(SwapSpace* s, Leaving* leaving, int count, uint64_t holder, uint64_t* ids) noexcept nogil:
+cdef void publish(SwapSpace* s, Leaving* leaving, int count, uint32_t cold, uint64_t holder,
+                  uint64_t* ids) noexcept nogil:
     """Ids for `count` stored folios in a row: together if the map can."""
     cdef uint64_t[RUN_FOLIOS] entries
+    cdef uint64_t owner
     cdef int i
     for i in range(count):
         entries[i] = leaving[i].entry
@@ -464,12 +466,15 @@ cdef void publish(SwapSpace* s, Leaving* leaving, int count, uint64_t holder, ui
             unstore(s, entries[i])
         elif entry_type(entries[i]) == ZSWAP:
             # From here on it may be moved and written back, if the map lets its storage in while the holder is locked.
-            zswap_set_owner(s.zswap, entry_payload(entries[i]),
-                            s.map.ops.owner(s.map, ids[i], holder + <uint64_t>i * 8))
+            owner = s.map.ops.owner(s.map, ids[i], holder + <uint64_t>i * 8)
+            if (cold >> i) & 1:
+                zswap_set_owner_cold(s.zswap, entry_payload(entries[i]), owner)
+            else:
+                zswap_set_owner(s.zswap, entry_payload(entries[i]), owner)
 
 
 cdef void swap_out_run(SwapSpace* s, Worker* worker, const void* data, int count, int n, CodecHint* hint,
-                       uint64_t holder, uint64_t* ids, int* error) noexcept nogil:
+                       uint64_t holder, uint32_t cold, uint64_t* ids, int* error) noexcept nogil:
     cdef Leaving[RUN_FOLIOS] leaving
     cdef const char* bytes = <const char*>data
     cdef int i, first, last, whole
@@ -497,7 +502,7 @@ cdef void swap_out_run(SwapSpace* s, Worker* worker, const void* data, int count
         while last < count and leaving[last].entry:
             last += 1
         if last > first:
-            publish(s, &leaving[first], last - first, holder + <uint64_t>first * 8, &ids[first])
+            publish(s, &leaving[first], last - first, cold >> first, holder + <uint64_t>first * 8, &ids[first])
         else:
             last += 1
     for i in range(count):
@@ -513,7 +518,7 @@ cdef uint64_t swap_out(SwapSpace* s, Worker* worker, const void* data, int n, Co
                        int* error) noexcept nogil:
     cdef uint64_t id
     error[0] = 0
-    swap_out_run(s, worker, data, 1, n, hint, holder, &id, error)
+    swap_out_run(s, worker, data, 1, n, hint, holder, 0, &id, error)
     return id
 
 
@@ -603,18 +608,19 @@ cdef bint swap_same(SwapSpace* s, uint64_t id) noexcept nogil:
     return entry_type(entry) == SAME
 
 
-cdef void swap_put(SwapSpace* s, uint64_t id) noexcept nogil:
+cdef bint swap_put(SwapSpace* s, uint64_t id) noexcept nogil:
     cdef uint64_t entry
     if s.map.ops.put(s.map, id, 1, &entry) != 0:
-        return
+        return False
     us_chaos()
     if entry_type(entry) == SLOT:
         us_add(&s.slot_stored, -<int64_t>slot_count(entry) * SLOT_BYTES)
         free_slots(s, id, slot_device(entry), slot_offset(entry), slot_count(entry))
-        return
+        return True
     if entry_type(entry) == ZSWAP:
         zswap_free(s.zswap, entry_payload(entry))
     s.map.ops.free(s.map, id)
+    return False
 
 
 cdef bint lock_owner(void* ctx, uint64_t owner, uint64_t handle) noexcept nogil:
@@ -689,6 +695,7 @@ cdef int64_t swap_writeback(SwapSpace* s, int64_t want) noexcept nogil:
     cdef uint64_t[BATCH] owners
     cdef int64_t moved = 0, room
     cdef int count, i, error = 0
+    cdef bint cold
     cdef Worker* worker = NULL
     if not device_usable(s):
         return -ENOSPC if space_has_device(s) else -ENODEV
@@ -696,7 +703,10 @@ cdef int64_t swap_writeback(SwapSpace* s, int64_t want) noexcept nogil:
     if s.map.ops.bound:
         worker = codec_take()           # before any entry is locked: workers' owners wait for entries
     room = s.bounce_bytes
-    while moved < want and error == 0:
+    cold = zswap_cold(s.zswap) != 0
+    # What is not cold has to go only if that was not enough; and a write of the little that is left is not worth it.
+    while error == 0 and moved < want and (moved == 0 or (moved + FOLIO_BYTES <= want
+                                                          and cold == (zswap_cold(s.zswap) != 0))):
         count = zswap_coldest(s.zswap, BATCH, room, handles, owners, lock_owner, s)
         if count == 0:
             break
@@ -724,6 +734,10 @@ cdef int64_t swap_writeback(SwapSpace* s, int64_t want) noexcept nogil:
 
 cdef int64_t space_pool_bytes(SwapSpace* s) noexcept nogil:
     return zswap_bytes(s.zswap)
+
+
+cdef int64_t space_packed(SwapSpace* s) noexcept nogil:
+    return zswap_objects(s.zswap)
 
 
 cdef int64_t space_stored_bytes(SwapSpace* s) noexcept nogil:
