@@ -53,8 +53,8 @@ from userswap.swap.holder cimport holder_release
 from userswap.swap.kin cimport kin_after_fork, kin_before_fork
 from userswap.swap.map cimport HolderOps, SwapMap
 from userswap.swap.space cimport (
-    RUN_FOLIOS, SwapSpace, space_has_slots, space_inherit, space_packed, swap_cached, swap_compact, swap_dup, swap_in,
-    swap_out, swap_out_run, swap_put, swap_same, swap_shared, swap_uncache, swap_writeback,
+    RUN_FOLIOS, SwapSpace, space_has_slots, space_inherit, space_packed, swap_cached, swap_compact, swap_dup, swap_filed,
+    swap_in, swap_out, swap_out_run, swap_put, swap_same, swap_shared, swap_uncache, swap_writeback,
 )
 
 cdef extern from *:
@@ -136,6 +136,7 @@ cdef enum:
     BATCH = STAGE_SLOTS         # most folios evicted in one go
     LEAST_BATCH = 8             # and fewest, so that neighbours share system calls and TLB flushes
     TRIES = 64                  # victims that may fail to leave (incompressible, no device) before it gives up
+    HOT = 2                     # what comes back before 1/HOT as many have left as zswap has is hot
     CHANCES = 32                # one in so many folios that should go back to the file gets a place in zswap all the same
     GATE_CLOSED = 1
     GATE_WAITERS = 2
@@ -748,14 +749,25 @@ cdef bint still_clean(Region* region, uint64_t index, const char* bytes) noexcep
     return us_sum(bytes, folio_bytes(region, index)) == region.sums[index]
 
 
-cdef bint is_cold(Region* region, uint64_t index, uint64_t word, uint32_t now) noexcept nogil:
-    """Whether a folio that leaves shall go back to the swap file, if not all of zswap fits.
+cdef inline int64_t turn_length(Region* region, uint64_t index, uint32_t now) noexcept nogil:
+    """How many folios have left since this one did."""
+    return <uint32_t>(now - region.left[index])
 
-    It was there, and since it left last more folios left than zswap has: so it would have been written back again before
-    it was wanted, and others in its place that are wanted earlier. A few stay all the same, since that may change."""
+
+cdef bint is_cold(Region* region, uint64_t index, uint64_t word, uint32_t now) noexcept nogil:
+    """Whether a folio that leaves shall go back to the swap file, if not all fits in zswap.
+
+    It was there, and since it left last more folios left than zswap has: so it would be written back again before it is
+    wanted, after others that are wanted earlier. A few stay all the same, since what else is there may be dead."""
     cdef uint32_t random = now * <uint32_t>2654435761u
     return (word_state(word) == DIRTY and word & FILED != 0 and (random >> 16) % CHANCES != 0
-            and <uint32_t>(now - region.left[index]) > <uint32_t>space_packed(region.pool.swap))
+            and turn_length(region, index, now) > space_packed(region.pool.swap))
+
+
+cdef bint is_hot(Region* region, uint64_t index, uint64_t word, uint32_t now) noexcept nogil:
+    """Whether a clean folio that leaves and has its copy in the swap file shall have one in zswap instead."""
+    return (turn_length(region, index, now) < space_packed(region.pool.swap) // HOT
+            and swap_filed(region.pool.swap, word_id(word)))
 
 
 cdef void put_back(char* folio, char* frame, uint64_t bytes) noexcept nogil:
@@ -800,9 +812,11 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
         us_set_reading(start, length, True)
     us_chaos()
     for i in range(count):
-        # Clean when it came; a program that has written to it since has made the copy worthless.
+        # Clean when it came; a program that has written to it since has made the copy worthless. So has one that comes
+        # back for it soon, if that is in the file.
         if (error == 0 and word_state(victims[i].word) == CLEAN and not guarded
-                and not still_clean(region, victims[i].index, bytes + (<uint64_t>i << FOLIO_SHIFT))):
+                and (is_hot(region, victims[i].index, victims[i].word, now)
+                     or not still_clean(region, victims[i].index, bytes + (<uint64_t>i << FOLIO_SHIFT)))):
             victims[i].word = without_copy(pool, word_id(victims[i].word))
     us_chaos()
     while last < count:

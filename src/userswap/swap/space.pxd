@@ -92,6 +92,7 @@ cdef void swap_uncache(SwapSpace* s, uint64_t id, uint64_t folio) noexcept nogil
 cdef int swap_dup(SwapSpace* s, uint64_t* id, uint64_t holder) noexcept nogil
 cdef bint swap_put(SwapSpace* s, uint64_t id) noexcept nogil     # whether it ended and was in a swap file
 cdef bint swap_shared(SwapSpace* s, uint64_t id) noexcept nogil  # has more than one holder, just now
+cdef bint swap_filed(SwapSpace* s, uint64_t id) noexcept nogil    # in a swap file, and nobody else's
 cdef bint swap_same(SwapSpace* s, uint64_t id) noexcept nogil     # same-filled: nothing is stored
 # Moves cold folios from zswap to the device, about `want` packed bytes: how many it moved, 0 or -errno.
 cdef int64_t swap_writeback(SwapSpace* s, int64_t want) noexcept nogil

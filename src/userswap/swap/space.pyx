@@ -602,6 +602,12 @@ cdef bint swap_shared(SwapSpace* s, uint64_t id) noexcept nogil:
     return s.map.ops.count(s.map, id) > 1
 
 
+cdef bint swap_filed(SwapSpace* s, uint64_t id) noexcept nogil:
+    cdef uint64_t entry = s.map.ops.lock(s.map, id)
+    s.map.ops.unlock(s.map, id, entry)
+    return entry_type(entry) == SLOT and not swap_shared(s, id)
+
+
 cdef bint swap_same(SwapSpace* s, uint64_t id) noexcept nogil:
     cdef uint64_t entry = s.map.ops.lock(s.map, id)
     s.map.ops.unlock(s.map, id, entry)
