@@ -32,6 +32,7 @@ FIELDS = set(
         "part_ins",
         "part_outs",
         "writebacks",
+        "promotions",
         "fault_ns_p50",
         "fault_ns_p99",
         "fault_ns_total",

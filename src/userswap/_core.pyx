@@ -159,6 +159,7 @@ cdef class Core:
             "part_ins": us_read(&p.swap.part_ins),
             "part_outs": us_read(&p.swap.part_outs),
             "writebacks": us_read(&p.swap.writebacks),
+            "promotions": us_read(&p.swap.promotions),
             "same_filled": us_read(&p.swap.same_filled),
             "deduped": us_read(&p.swap.dedupe.shared),
             "deduped_bytes": us_read(&p.swap.dedupe.bytes_saved),

@@ -84,6 +84,8 @@ class Stats:
     """Parts of folios compressed by themselves; not in `swap_outs`."""
     writebacks: int
     """Folios written to the swap file."""
+    promotions: int
+    """Folios that moved from the swap file to RAM, packed as they were, because they came back soon."""
     same_filled: int
     """Swap-outs of folios that repeat one 8-byte value: they take no storage."""
     deduped: int

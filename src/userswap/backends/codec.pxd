@@ -16,6 +16,7 @@ cdef struct Worker:
     char* packed                # PACKED_BYTES, page aligned: compressed data
     void* compressors[RECIPES]
     void* decompressor
+    int loaded                  # bytes of `packed` that a swap-in has just read from a slot, else 0 (see swap_promote)
     Worker* next
 
 # 0, or -1 with the reason in `why` (codec_load), or -ENOMEM.
@@ -40,3 +41,5 @@ cdef int codec_replace(Worker* worker, int recipe, const void* packed, int lengt
 cdef uint64_t codec_hash(const void* data, int n) noexcept nogil
 # What was packed, bytes, from the header; -1: there is none.
 cdef int codec_size(const void* packed, int length) noexcept nogil
+# How long it is packed, of at most `length` bytes; -1: it is not whole.
+cdef int codec_length(const void* packed, int length) noexcept nogil

@@ -372,6 +372,18 @@ cdef int codec_size(const void* packed, int length) noexcept nogil:
     return (<const int32_t*>(<const char*>packed + HEADER_NBYTES))[0]
 
 
+cdef int codec_length(const void* packed, int length) noexcept nogil:
+    cdef int last
+    cdef const char* chunk
+    if in_parts(packed, length):
+        chunk = find_part(packed, length, PARTS - 1, &last)
+        return <int>(chunk + last - <const char*>packed) if chunk != NULL else -1
+    if length < HEADER_LENGTH:
+        return -1
+    last = (<const int32_t*>(<const char*>packed + HEADER_CBYTES))[0]
+    return last if HEADER_LENGTH <= last <= length else -1
+
+
 def soname() -> str:
     """File name of the Blosc2 library that this build can use, such as ``libblosc2.so.9``."""
     return US_BLOSC2_SONAME.decode()

@@ -24,6 +24,9 @@ cdef void zswap_delete(Zswap* z) noexcept nogil
 # 2**44 and not 0.
 cdef uint64_t zswap_alloc(Zswap* z, uint32_t length, uint64_t owner) noexcept nogil
 cdef void zswap_set_owner(Zswap* z, uint64_t handle, uint64_t owner) noexcept nogil
+# The same for an object that will hardly be asked for soon: the first that zswap_coldest gives, unless it is.
+cdef void zswap_set_owner_cold(Zswap* z, uint64_t handle, uint64_t owner) noexcept nogil
+cdef int zswap_cold(Zswap* z) noexcept nogil                    # how many there may be of those
 cdef void zswap_free(Zswap* z, uint64_t handle) noexcept nogil
 cdef char* zswap_memory(Zswap* z, uint64_t handle, uint32_t* length) noexcept nogil
 # Bytes of RAM in the segments: headers, holes that are not given back yet and one spare segment included, so
@@ -41,6 +44,7 @@ cdef int64_t zswap_compact(Zswap* z, int percent, int64_t effort,
                            zswap_try locked, zswap_done moved, void* ctx) noexcept nogil
 # The coldest objects (second chance, in the order they came): locks up to `n` of them with
 # `locked` and writes down their handles and owners; together at most `bytes` long (rounded up to 4 KiB each).
-# An object is young when it is new, and again whenever zswap_memory() is asked for it.
+# An object is young when it is new, and again whenever zswap_memory() is asked for it. While there are cold ones
+# (zswap_set_owner_cold), only those: the clock does not move.
 cdef int zswap_coldest(Zswap* z, int n, int64_t bytes, uint64_t* handles, uint64_t* owners,
                        zswap_try locked, void* ctx) noexcept nogil

@@ -55,6 +55,7 @@ cdef enum:
     CHURN = 65536               # bytes allocated and freed before it is worth looking again
     DROP_SHARE = 4              # giving a byte back takes about this part of the time that moving it does
     BREATH = 32                 # segments a clock hand passes before the mutex is let go once
+    COLD_MOST = 1024            # cold objects that are remembered
 
 # 12 bytes side by side, so that the header of few objects is one page.
 cdef packed struct Record:
@@ -74,6 +75,11 @@ cdef struct SizeClass:
     int64_t used
     int64_t pages               # populated pages of its segments
     int64_t given_up            # the compaction that gained nothing here
+
+# An object that was cold when it was made. It may be gone since, and its place another's.
+cdef struct Cold:
+    uint64_t handle
+    uint64_t owner
 
 # Segments are numbered from 1: 0 ends a list.
 cdef struct Segment:
@@ -116,6 +122,9 @@ cdef struct Zswap:
     int64_t churn               # bytes allocated and freed, ever
     int64_t looked              # churn when a compaction last found nothing to gain; -1: look
     int64_t compactions
+    uint32_t cold_first         # ring of cold objects, oldest first
+    uint32_t cold_count
+    Cold cold[COLD_MOST]
     SizeClass classes[CLASSES]
 
 
@@ -158,6 +167,11 @@ cdef inline char* base_of(Zswap* z, uint32_t s) noexcept nogil:
 
 cdef inline Record* record_of(SizeClass* k, void* base, uint32_t i) noexcept nogil:
     return <Record*>(<char*>base + k.records) + i
+
+cdef inline uint32_t length_of(Zswap* z, uint64_t handle) noexcept nogil:
+    cdef uint32_t s = <uint32_t>(handle >> HANDLE_SHIFT)
+    return record_of(&z.classes[z.segments[s].size_class], base_of(z, s),
+                     <uint32_t>(handle & ((1 << HANDLE_SHIFT) - 1)) - 1).length
 
 cdef inline uint64_t page_mask(uint32_t word, uint32_t first, uint32_t last) noexcept nogil:
     # The bits of pages first .. last that are in this word of a bitmap; the word has at least one of them.
@@ -531,6 +545,16 @@ cdef void zswap_set_owner(Zswap* z, uint64_t handle, uint64_t owner) noexcept no
     record_of(&z.classes[z.segments[s].size_class], base_of(z, s), i).owner = owner
     us_unlock(&z.mutex)
 
+cdef void zswap_set_owner_cold(Zswap* z, uint64_t handle, uint64_t owner) noexcept nogil:
+    cdef uint32_t s = <uint32_t>(handle >> HANDLE_SHIFT)
+    cdef uint32_t i = <uint32_t>(handle & ((1 << HANDLE_SHIFT) - 1)) - 1
+    cdef SizeClass* k = &z.classes[z.segments[s].size_class]
+    us_lock(&z.mutex)
+    record_of(k, base_of(z, s), i).owner = owner
+    us_and(<uint64_t*>(base_of(z, s) + k.young) + (i >> 6), ~(<uint64_t>1 << (i & 63)))
+    cold_push(z, handle, owner)
+    us_unlock(&z.mutex)
+
 cdef void zswap_free(Zswap* z, uint64_t handle) noexcept nogil:
     cdef uint32_t s = <uint32_t>(handle >> HANDLE_SHIFT)
     cdef uint32_t i = <uint32_t>(handle & ((1 << HANDLE_SHIFT) - 1)) - 1
@@ -571,6 +595,9 @@ cdef int64_t zswap_stored(Zswap* z) noexcept nogil:
 
 cdef int64_t zswap_objects(Zswap* z) noexcept nogil:
     return us_read(&z.objects)
+
+cdef int zswap_cold(Zswap* z) noexcept nogil:
+    return <int>z.cold_count
 
 cdef int64_t zswap_metadata(Zswap* z) noexcept nogil:
     # Control words of segments were touched up to the highest that was ever used.
@@ -709,6 +736,7 @@ cdef bint squeeze(Zswap* z, SizeClass* k, int64_t* effort, bint* blocked,
                base + k.objects + i * k.size, length)
         us_lock(&z.mutex)
         record_of(k, base_of(z, d), (fresh & ((1 << HANDLE_SHIFT) - 1)) - 1).owner = owner
+        cold_moved(z, handle, fresh)
         moved(ctx, owner, fresh)
         object_remove(z, s, i)
         effort[0] -= length
@@ -779,7 +807,62 @@ cdef int64_t zswap_compact(Zswap* z, int percent, int64_t effort,
     return n if n > 0 else 0
 
 
-# ---- the clock ----
+# ---- the clock; and before it, what was cold from the start. With the mutex held ----
+
+cdef inline void cold_push(Zswap* z, uint64_t handle, uint64_t owner) noexcept nogil:
+    cdef Cold* cold = &z.cold[(z.cold_first + z.cold_count) % COLD_MOST]
+    cold.handle = handle
+    cold.owner = owner
+    if z.cold_count < COLD_MOST:
+        z.cold_count += 1
+    else:
+        z.cold_first = (z.cold_first + 1) % COLD_MOST       # the oldest is left to the clock
+
+cdef inline void cold_moved(Zswap* z, uint64_t handle, uint64_t fresh) noexcept nogil:
+    cdef uint32_t i
+    for i in range(z.cold_count):
+        if z.cold[(z.cold_first + i) % COLD_MOST].handle == handle:
+            z.cold[(z.cold_first + i) % COLD_MOST].handle = fresh
+
+cdef inline bint still_cold(Zswap* z, Cold* cold) noexcept nogil:
+    # Allocated, the same owner's, and not asked for since.
+    cdef uint32_t s = <uint32_t>(cold.handle >> HANDLE_SHIFT)
+    cdef uint32_t i = <uint32_t>(cold.handle & ((1 << HANDLE_SHIFT) - 1)) - 1
+    cdef SizeClass* k = &z.classes[z.segments[s].size_class]
+    cdef uint64_t* bits = <uint64_t*>base_of(z, s)
+    # The memory of a segment without objects may not even be there.
+    return (z.segments[s].used != 0 and i < k.capacity and (bits[i >> 6] >> (i & 63)) & 1
+            and record_of(k, bits, i).owner == cold.owner
+            and not (us_load(<uint64_t*>(<char*>bits + k.young) + (i >> 6)) >> (i & 63)) & 1)
+
+cdef int take_cold(Zswap* z, int n, int64_t bytes, uint64_t* handles, uint64_t* owners,
+                   zswap_try locked, void* ctx) noexcept nogil:
+    cdef int taken = 0
+    cdef int64_t size
+    cdef uint32_t left = z.cold_count
+    cdef uint32_t length
+    cdef Cold cold
+    while left and taken < n:
+        left -= 1
+        cold = z.cold[z.cold_first]
+        length = 0
+        if still_cold(z, &cold):
+            length = length_of(z, cold.handle)
+            size = (length + PAGE_BYTES - 1) & ~(PAGE_BYTES - 1)
+            if size > bytes and taken:
+                break
+        z.cold_first = (z.cold_first + 1) % COLD_MOST
+        z.cold_count -= 1
+        if not length or size > bytes:
+            continue
+        if locked(ctx, cold.owner, cold.handle):
+            handles[taken] = cold.handle
+            owners[taken] = cold.owner
+            taken += 1
+            bytes -= size
+        else:
+            cold_push(z, cold.handle, cold.owner)       # somebody is at it, as who has just stored it is
+    return taken
 
 cdef int zswap_coldest(Zswap* z, int n, int64_t bytes, uint64_t* handles, uint64_t* owners,
                        zswap_try locked, void* ctx) noexcept nogil:
@@ -792,6 +875,10 @@ cdef int zswap_coldest(Zswap* z, int n, int64_t bytes, uint64_t* handles, uint64
     cdef uint64_t* young
     cdef SizeClass* k
     us_lock(&z.mutex)
+    taken = take_cold(z, n, bytes, handles, owners, locked, ctx)
+    if taken:
+        us_unlock(&z.mutex)
+        return taken
     # Twice around: once to make everything old, once to take; one more for the segment begun in its middle.
     visits = 2 * z.in_use + 1
     while visits > 0 and z.hand and taken < n:

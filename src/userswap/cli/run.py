@@ -55,6 +55,7 @@ FIELDS = (
     "part_ins",
     "part_outs",
     "writebacks",
+    "promotions",
     "fault_ns_p50",
     "fault_ns_p99",
     "fault_ns_total",

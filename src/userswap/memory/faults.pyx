@@ -12,7 +12,7 @@ Deadlock: a thread that owns a BUSY folio waits only for (1) entry locks, whose 
 what is busy. `reclaim_charge` runs before a worker is taken, because eviction takes one of its own.
 """
 from libc.errno cimport EINVAL, ENOMEM, ENXIO, errno
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport qsort
 from libc.string cimport memcpy, memset, strerror, strlen
@@ -30,8 +30,8 @@ from userswap.memory.frames cimport (
     frame_vacate, frames_reopen,
 )
 from userswap.memory.pagetable cimport (
-    BUSY, CLEAN, DIRTY, EMPTY, GUARDED, PARTIAL, PIN_MASK, PIN_MAX, PIN_ONE, STAGED, SWAPPED, WAITERS, YOUNG, word_id,
-    word_make, word_partial, word_pins, word_resident, word_state,
+    BUSY, CLEAN, DIRTY, EMPTY, FILED, GUARDED, PARTIAL, PIN_MASK, PIN_MAX, PIN_ONE, STAGED, SWAPPED, WAITERS, YOUNG,
+    word_id, word_make, word_partial, word_pins, word_resident, word_state, word_with_id,
 )
 from userswap.memory.regions cimport (
     BUCKETS, PAGE_BYTES, SCATTERED, STREAMS, MemoryPool, Region, Stream, arena_end, arena_end_word, arena_first_word,
@@ -56,8 +56,9 @@ from userswap.swap.holder cimport holder_release
 from userswap.swap.kin cimport kin_after_fork, kin_before_fork
 from userswap.swap.map cimport HolderOps, SwapMap
 from userswap.swap.space cimport (
-    RUN_FOLIOS, SwapSpace, space_has_slots, space_inherit, swap_cached, swap_compact, swap_dup, swap_in, swap_in_part,
-    swap_out, swap_out_parts, swap_out_run, swap_put, swap_same, swap_shared, swap_uncache, swap_writeback,
+    RUN_FOLIOS, SwapSpace, space_has_slots, space_inherit, space_packed, swap_cached, swap_compact, swap_dup, swap_in,
+    swap_in_part, swap_out, swap_out_parts, swap_out_run, swap_promote, swap_put, swap_same, swap_shared, swap_uncache,
+    swap_writeback,
 )
 
 cdef extern from *:
@@ -139,6 +140,8 @@ cdef enum:
     BATCH = STAGE_SLOTS         # most folios evicted in one go
     LEAST_BATCH = 8             # and fewest, so that neighbours share system calls and TLB flushes
     TRIES = 64                  # victims that may fail to leave (incompressible, no device) before it gives up
+    HOT = 2                     # what comes back before 1/HOT as many have left as zswap has is hot
+    CHANCES = 32                # one in so many folios that should go back to the file gets a place in zswap all the same
     GATE_CLOSED = 1
     GATE_WAITERS = 2
     GATE_ONE = 4
@@ -284,6 +287,30 @@ cdef int place(char* folio, char* frame) noexcept nogil:
     return error
 
 
+cdef inline uint64_t without_copy(MemoryPool* pool, uint64_t id) noexcept nogil:
+    """The word of a resident folio whose copy is given up."""
+    return word_make(DIRTY, 0) | <uint64_t>(FILED if swap_put(pool.swap, id) else 0)
+
+
+cdef inline int64_t turn_length(Region* region, uint64_t index, uint32_t now) noexcept nogil:
+    """How many parts of folios have left since this one did."""
+    return <uint32_t>(now - region.left[index])
+
+
+cdef bint refault(Region* region, uint64_t index) noexcept nogil:
+    """Whether a SWAPPED folio would still be in place with twice the room: since it left, no more has left than is in
+    place now. The refault distance of Linux's mm/workingset.c."""
+    return (turn_length(region, index, <uint32_t>us_read(&region.pool.left))
+            <= us_read(&region.pool.reclaim.resident) >> PART_SHIFT)
+
+
+cdef bint is_hot(Region* region, uint64_t index) noexcept nogil:
+    """Whether a SWAPPED folio that is wanted has a better claim to zswap than what is there: if its copy is in the swap
+    file, it moves."""
+    return (turn_length(region, index, <uint32_t>us_read(&region.pool.left))
+            < PARTS * space_packed(region.pool.swap) // HOT)
+
+
 cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writing) noexcept nogil:
     """EMPTY or SWAPPED to resident. The caller has charged the folio, and has set BUSY on `word`, which is released
     here, whatever happens."""
@@ -319,6 +346,9 @@ cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writi
                             0 if writing or frame != NULL else <uint64_t>at)
             if error == 0 and frame == NULL:
                 error = frame_fill(folio, worker.folio, bytes, not writing)
+            elif error == 0 and not writing and worker.loaded and is_hot(region, index):
+                id = swap_promote(pool.swap, worker, id, <uint64_t>at)
+                word = word_with_id(word, id)
             codec_give(worker)
             if frame != NULL and error:
                 stage_give(frame, 1, False)
@@ -336,7 +366,7 @@ cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writi
     if word_state(word) == SWAPPED:
         us_add(&pool.swapped_bytes, -<int64_t>bytes)
         if writing:
-            swap_put(pool.swap, id)
+            next = without_copy(pool, id)
     us_chaos()
     us_word_release(at, next | YOUNG, WAITERS)
     return 0
@@ -368,13 +398,6 @@ cdef uint64_t bytes_in_place(Region* region, uint64_t index, uint64_t word) noex
     return bytes
 
 
-cdef bint refault(Region* region, uint64_t index) noexcept nogil:
-    """Whether a SWAPPED folio would still be in place with twice the room: since it left, no more has left than is in
-    place now. The refault distance of Linux's mm/workingset.c."""
-    cdef uint64_t distance = <uint64_t>us_read(&region.pool.evicted) - region.sums[index]
-    return distance <= <uint64_t>us_read(&region.pool.reclaim.resident)
-
-
 cdef int make_part(Region* region, uint64_t index, uint64_t word, int part) noexcept nogil:
     """One part of a folio that is SWAPPED, or PARTIAL without it. The caller has charged it and has set BUSY, which is
     released here, whatever happens."""
@@ -391,6 +414,8 @@ cdef int make_part(Region* region, uint64_t index, uint64_t word, int part) noex
     region.broken[index // STAGE_SLOTS] = True
     us_chaos()
     if error == 0:
+        if worker.loaded and is_hot(region, index):
+            word = word_with_id(word, swap_promote(pool.swap, worker, word_id(word), <uint64_t>&region.words[index]))
         sum = us_sum(bytes, PART_BYTES)
         if frame == NULL:
             error = frame_fill(place, bytes, PART_BYTES, False)
@@ -529,8 +554,7 @@ cdef bint window_in_place(Region* region, uint64_t first, char* frames, uint64_t
         else:
             us_add(&pool.swapped_bytes, -<int64_t>FOLIO_BYTES)
             if writing and first + i == index:
-                swap_put(pool.swap, word_id(seen))
-                seen = word_make(DIRTY, 0)
+                seen = without_copy(pool, word_id(seen))
             else:
                 seen = word_make(CLEAN, word_id(seen))
         us_word_release(&words[i], seen, WAITERS)           # none YOUNG: they leave together, too
@@ -780,8 +804,7 @@ cdef int make_dirty(Region* region, uint64_t index, uint64_t word) noexcept nogi
         error = frame_unprotect(folio_at(region, index), folio_bytes(region, index))
     us_chaos()
     if error == 0:
-        swap_put(region.pool.swap, word_id(word))
-        word = word_make(DIRTY, 0) | (word & PIN_MASK)
+        word = without_copy(region.pool, word_id(word)) | (word & PIN_MASK)
     us_word_release(&region.words[index], (word & ~<uint64_t>(BUSY | WAITERS)) | YOUNG, WAITERS)
     return error
 
@@ -887,6 +910,16 @@ cdef bint still_clean(Region* region, uint64_t index, const char* bytes) noexcep
     return us_sum(bytes, folio_bytes(region, index)) == region.sums[index]
 
 
+cdef bint is_cold(Region* region, uint64_t index, uint64_t word, uint32_t now) noexcept nogil:
+    """Whether a folio that leaves shall go back to the swap file, if not all fits in zswap.
+
+    It was there, and since it left last more folios left than zswap has: so it would be written back again before it is
+    wanted, after others that are wanted earlier. A few stay all the same, since what else is there may be dead."""
+    cdef uint32_t random = now * <uint32_t>2654435761u
+    return (word_state(word) == DIRTY and word & FILED != 0 and (random >> 16) % CHANCES != 0
+            and turn_length(region, index, now) > PARTS * space_packed(region.pool.swap))
+
+
 cdef bint put_back(char* folio, char* frame, uint64_t bytes) noexcept nogil:
     """What was moved out and can't leave: nothing else has its bytes. False: the frame is still there."""
     cdef const char* text = b"userswap: a folio can't be put back where it was: the program's mapping is gone.\n"
@@ -913,6 +946,7 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
     cdef uint64_t gone
     cdef uint64_t[BATCH] ids
     cdef bint whole = count == STAGE_SLOTS and not region.broken[victims[0].index // STAGE_SLOTS]
+    cdef uint32_t cold, now = <uint32_t>us_add(&pool.left, PARTS * count)
     us_chaos()
     if not whole:
         region.broken[victims[0].index // STAGE_SLOTS] = True
@@ -930,8 +964,7 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
         # Clean when it came; a program that has written to it since has made the copy worthless.
         if (error == 0 and word_state(victims[i].word) == CLEAN and not guarded
                 and not still_clean(region, victims[i].index, bytes + (<uint64_t>i << FOLIO_SHIFT))):
-            swap_put(pool.swap, word_id(victims[i].word))
-            victims[i].word = word_make(DIRTY, 0)
+            victims[i].word = without_copy(pool, word_id(victims[i].word))
     us_chaos()
     while last < count:
         first = last
@@ -942,15 +975,18 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
                 swap_uncache(pool.swap, word_id(victims[first].word), <uint64_t>&region.words[victims[first].index])
                 victims[first].next = word_make(SWAPPED, word_id(victims[first].word))
             continue
+        cold = is_cold(region, victims[first].index, victims[first].word, now - <uint32_t>first)
         # Dirty neighbours leave as one large folio: their ids are allocated together, raw ones are one write.
         while last < count and last - first < RUN_FOLIOS and word_state(victims[last].word) == DIRTY:
             victims[last].next = 0
+            cold |= <uint32_t>is_cold(region, victims[last].index, victims[last].word,
+                                      now - <uint32_t>last) << (last - first)
             last += 1
         if error:
             continue
         swap_out_run(pool.swap, worker, bytes + (<uint64_t>first << FOLIO_SHIFT), last - first,
                      <int>folio_bytes(region, victims[last - 1].index), &region.hint,
-                     <uint64_t>&region.words[victims[first].index], ids, &refused)
+                     <uint64_t>&region.words[victims[first].index], cold, ids, &refused)
         for i in range(first, last):
             if ids[i - first]:
                 victims[i].next = word_make(SWAPPED, ids[i - first])
@@ -987,9 +1023,8 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
         freed += <int64_t>gone
         us_add(&pool.swapped_bytes, <int64_t>gone)
         reclaim_uncharge(&pool.reclaim, <int64_t>gone)
-        gone = <uint64_t>us_add(&pool.evicted, <int64_t>gone)
         while first < i:
-            region.sums[victims[first].index] = gone
+            region.left[victims[first].index] = now
             us_word_release(&region.words[victims[first].index], victims[first].next, WAITERS)
             first += 1
     return freed
@@ -1013,7 +1048,7 @@ cdef uint64_t store_parts(MemoryPool* pool, Worker* worker, Victim* victim, cons
         for part in range(PARTS):
             if dirty[part] != NULL:
                 memcpy(frame + (part << PART_SHIFT), dirty[part], PART_BYTES)
-        swap_out_run(pool.swap, worker, frame, 1, FOLIO_BYTES, &region.hint, holder, &fresh, &refused)
+        swap_out_run(pool.swap, worker, frame, 1, FOLIO_BYTES, &region.hint, holder, 0, &fresh, &refused)
     stage_give(frame, 1, False)
     return fresh
 
@@ -1074,7 +1109,7 @@ cdef int64_t vacate_parts(MemoryPool* pool, Worker* worker, Victim* victim) noex
     if next != id:
         swap_put(pool.swap, id)
     us_add(&pool.swapped_bytes, <int64_t>gone)
-    region.sums[index] = <uint64_t>us_add(&pool.evicted, <int64_t>gone)
+    region.left[index] = <uint32_t>us_add(&pool.left, <int64_t>gone >> PART_SHIFT)
     reclaim_uncharge(&pool.reclaim, <int64_t>gone)
     us_word_release(&region.words[index], word_make(SWAPPED, next), WAITERS)
     return <int64_t>gone
@@ -1095,8 +1130,7 @@ cdef int64_t give_up_copies(MemoryPool* pool, Victim* doubtful, int count) noexc
         word = us_load(&region.words[index])
         us_set_reading(folio_at(region, index), folio_bytes(region, index), False)
         if not still_clean(region, index, folio_at(region, index)):
-            swap_put(pool.swap, word_id(word))
-            word = word_make(DIRTY, 0)
+            word = without_copy(pool, word_id(word))
             given += 1
         us_set_reading(NULL, 0, False)
         us_chaos()
@@ -1278,9 +1312,8 @@ cdef int snapshot_folio(Region* source, Region* target, uint64_t index) noexcept
         if protected and still_clean(source, index, folio):
             word |= GUARDED
         else:
-            swap_put(pool.swap, id)
+            word = without_copy(pool, id) | (word & (BUSY | YOUNG | PIN_MASK))
             id = 0
-            word = word_make(DIRTY, 0) | (word & (BUSY | YOUNG | PIN_MASK))
         us_set_reading(NULL, 0, False)
     if id == 0:
         worker = codec_take()           # not before: whoever has a worker may not wait for a BUSY word

@@ -8,7 +8,7 @@
 #   +-----------------+----------+------+-------+-----+---------+-----+-----+
 #
 #   EMPTY    never touched: reads as zeros, holds nothing
-#   DIRTY    resident, the only copy
+#   DIRTY    resident, the only copy. FILED: the copy that it had was in the swap file (the bit of STAGED)
 #   CLEAN    resident, and `id` has its bytes (the swap cache). GUARDED: write-protected, so a write would be noticed.
 #            Otherwise it was equal when it came, and its sum says whether it still is. PARTIAL: only some of its parts
 #            are in place, and each has its sum; `id` has the others. It has no pins and is not GUARDED
@@ -34,6 +34,7 @@ cdef enum:
     GUARDED = 32
     STAGED = 64                 # of SWAPPED
     PARTIAL = 64                # of CLEAN
+    FILED = 64                  # of DIRTY
     PIN_SHIFT = 7
     PIN_ONE = 128
     PIN_MAX = 511
@@ -48,6 +49,9 @@ cdef inline uint64_t word_id(uint64_t word) noexcept nogil:
 
 cdef inline uint64_t word_make(int state, uint64_t id) noexcept nogil:
     return (id << ID_SHIFT) | <uint64_t>state
+
+cdef inline uint64_t word_with_id(uint64_t word, uint64_t id) noexcept nogil:
+    return (id << ID_SHIFT) | (word & ((<uint64_t>1 << ID_SHIFT) - 1))
 
 cdef inline int word_pins(uint64_t word) noexcept nogil:
     return <int>((word & PIN_MASK) >> PIN_SHIFT)

@@ -5,7 +5,7 @@ system call beside giving pages back. Extents are handed out in classes four to 
 class: address space is plentiful, and a freed extent never has to be cut or merged.
 """
 from libc.errno cimport ENOMEM
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
@@ -23,7 +23,7 @@ cdef enum:
     WINDOW_FOLIOS = STAGE_SLOTS
     WINDOW_BYTES = WINDOW_FOLIOS << FOLIO_SHIFT
     EXTENT_CLASSES = 160
-    PAGE_TABLE_BYTES = 8 * (3 + PARTS)      # of a folio: word, owner, sum, its parts' sums
+    PAGE_TABLE_BYTES = 8 * (3 + PARTS) + 4  # of a folio: word, owner, sum, its parts' sums, when it left
     MOST_REGIONS = 1 << 22
     MOST_SHIFT = 43             # 8 TiB of address space, less where the process may not have that
     LEAST_SHIFT = 30
@@ -36,6 +36,7 @@ cdef us_mutex arena_lock
 cdef uint64_t* arena_words      # the page table of the whole arena, touched where regions are
 cdef uint64_t* arena_sums       # as large
 cdef uint64_t* arena_part_sums  # PARTS times as large
+cdef uint32_t* arena_left       # half as large
 cdef uint8_t* arena_broken      # by window
 cdef Region* region_table       # regions live here, never freed, reused with their extents
 cdef uint64_t regions_made = 0
@@ -51,7 +52,8 @@ cdef void* reserve(uint64_t length) noexcept nogil:
 
 
 cdef int arena_open() noexcept nogil:
-    global arena_start, arena_end, arena_owner, arena_words, arena_sums, arena_part_sums, arena_broken, region_table
+    global arena_start, arena_end, arena_owner, arena_words, arena_sums, arena_part_sums, arena_left, arena_broken
+    global region_table
     cdef int shift = MOST_SHIFT
     cdef uint64_t length, table
     cdef char* start = NULL
@@ -67,10 +69,11 @@ cdef int arena_open() noexcept nogil:
             arena_words = <uint64_t*>reserve(table)
             arena_sums = <uint64_t*>reserve(table)
             arena_part_sums = <uint64_t*>reserve(PARTS * table)
+            arena_left = <uint32_t*>reserve(table // 2)
             arena_broken = <uint8_t*>reserve(table // 8 // WINDOW_FOLIOS)
             region_table = <Region*>reserve(<uint64_t>MOST_REGIONS * sizeof(Region))
             if (arena_owner != NULL and arena_words != NULL and arena_sums != NULL and arena_part_sums != NULL
-                    and arena_broken != NULL and region_table != NULL):
+                    and arena_left != NULL and arena_broken != NULL and region_table != NULL):
                 break
             munmap(start, length + WINDOW_BYTES)
             if arena_owner != NULL:
@@ -81,6 +84,8 @@ cdef int arena_open() noexcept nogil:
                 munmap(arena_sums, table)
             if arena_part_sums != NULL:
                 munmap(arena_part_sums, PARTS * table)
+            if arena_left != NULL:
+                munmap(arena_left, table // 2)
             if arena_broken != NULL:
                 munmap(arena_broken, table // 8 // WINDOW_FOLIOS)
             start = NULL
@@ -179,6 +184,7 @@ cdef Region* region_new(MemoryPool* pool, uint64_t bytes) noexcept nogil:
             region.words = &arena_words[first]
             region.sums = &arena_sums[first]
             region.part_sums = &arena_part_sums[PARTS * first]
+            region.left = &arena_left[first]
             region.broken = &arena_broken[first // WINDOW_FOLIOS]
             region.granules = granules
             granules_used = first + granules

@@ -11,7 +11,7 @@ cdef enum:
     STAGE_SLOTS = 32            # folios of a window
     STAGE_MOST_KEPT = 16        # frames
     STAGE_MOST_WINDOWS = 2
-    STAGE_MOST_PARTS = 64
+    STAGE_MOST_PARTS = 128
 
 # After frames_open, where frames can be moved: 0 or -errno. Without a stage, all below give NULL.
 cdef int stage_open() noexcept nogil

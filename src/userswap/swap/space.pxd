@@ -1,6 +1,6 @@
 # The swap space: a SwapMap with the backends behind it. Bytes go in and an id comes out; an id goes in
 # and the bytes come out. Knows no addresses of regions; nobody above it knows which device holds an id.
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from userswap.backends.codec cimport Worker
 from userswap.backends.swapfile cimport SwapFile
@@ -52,6 +52,7 @@ cdef struct SwapSpace:
     int64_t swap_ins
     int64_t part_ins            # parts of folios that came by themselves
     int64_t part_outs           # and that were stored so
+    int64_t promotions          # folios moved from a slot to zswap
     int64_t writebacks          # folios moved from zswap to a slot, or put there at once
     int64_t slot_stored         # packed bytes in slots
     int64_t same_filled
@@ -78,9 +79,10 @@ cdef void space_delete(SwapSpace* s) noexcept nogil
 cdef uint64_t swap_out(SwapSpace* s, Worker* worker, const void* data, int n, CodecHint* hint, uint64_t holder,
                        int* error) noexcept nogil
 # The same for `count` (1 .. RUN_FOLIOS) neighbours that leave together, of FOLIO_BYTES each but for the last, which
-# has n: `ids` gets 0 where one could not leave.
+# has n: `ids` gets 0 where one could not leave. A bit in `cold` (the lowest for the first): what does not fit in zswap
+# shall rather be this one.
 cdef void swap_out_run(SwapSpace* s, Worker* worker, const void* data, int count, int n, CodecHint* hint,
-                       uint64_t holder, uint64_t* ids, int* error) noexcept nogil
+                       uint64_t holder, uint32_t cold, uint64_t* ids, int* error) noexcept nogil
 # Stores a whole folio that is what `id` holds but for the parts (of PARTS) that `parts` has pointers to: a new id. 0: it
 # can't be done so (`id` is not in zswap, the result hardly compresses): it has to leave as a whole.
 cdef uint64_t swap_out_parts(SwapSpace* s, Worker* worker, uint64_t id, const void* const* parts, CodecHint* hint,
@@ -91,13 +93,15 @@ cdef uint64_t swap_out_parts(SwapSpace* s, Worker* worker, uint64_t id, const vo
 cdef int swap_in(SwapSpace* s, Worker* worker, uint64_t id, void* data, int n, uint64_t folio) noexcept nogil
 # One part of a whole folio, PART_BYTES.
 cdef int swap_in_part(SwapSpace* s, Worker* worker, uint64_t id, int part, void* data) noexcept nogil
+# What a swap-in has just loaded with this worker moves to zswap if it came from a slot: the id from now on.
+cdef uint64_t swap_promote(SwapSpace* s, Worker* worker, uint64_t id, uint64_t holder) noexcept nogil
 # The holder that has a clean folio with the same bytes, by what the swap cache says; 0: none. A hint: ask that holder.
 cdef uint64_t swap_cached(SwapSpace* s, uint64_t id) noexcept nogil
 # The holder's clean folio leaves, and the id stays.
 cdef void swap_uncache(SwapSpace* s, uint64_t id, uint64_t folio) noexcept nogil
 # One reference more, for a second holder: 0, -ENOMEM or -EOVERFLOW. The id of both may be another one afterwards.
 cdef int swap_dup(SwapSpace* s, uint64_t* id, uint64_t holder) noexcept nogil
-cdef void swap_put(SwapSpace* s, uint64_t id) noexcept nogil
+cdef bint swap_put(SwapSpace* s, uint64_t id) noexcept nogil     # whether it ended and was in a swap file
 cdef bint swap_shared(SwapSpace* s, uint64_t id) noexcept nogil  # has more than one holder, just now
 cdef bint swap_same(SwapSpace* s, uint64_t id) noexcept nogil     # same-filled: nothing is stored
 # Moves cold folios from zswap to the device, about `want` packed bytes: how many it moved, 0 or -errno.
@@ -110,5 +114,6 @@ cdef void space_inherit(SwapSpace* s) noexcept nogil
 cdef bint space_has_device(SwapSpace* s) noexcept nogil          # writeback has somewhere to go, or may have
 cdef int64_t space_slot_bytes(SwapSpace* s) noexcept nogil       # in use in swap files
 cdef int64_t space_pool_bytes(SwapSpace* s) noexcept nogil
+cdef int64_t space_packed(SwapSpace* s) noexcept nogil           # how many folios are in zswap
 cdef int64_t space_stored_bytes(SwapSpace* s) noexcept nogil      # packed bytes, in zswap and in slots
 cdef int64_t space_metadata(SwapSpace* s) noexcept nogil

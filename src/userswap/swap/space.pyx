@@ -14,15 +14,15 @@ from libc.string cimport memcmp, memcpy, memset, strcpy, strlen
 
 from userswap.backends.codec cimport (
     FOLIO_BYTES, PACKED_BYTES, PART_BYTES, PARTS, Worker, codec_choose, codec_compress, codec_decompress, codec_give,
-    codec_hash, codec_part, codec_replace, codec_size, codec_take,
+    codec_hash, codec_length, codec_part, codec_replace, codec_size, codec_take,
 )
 from userswap.backends.swapfile cimport (
     SLOT_BYTES, SwapFile, swapfile_alloc, swapfile_delete, swapfile_free, swapfile_metadata, swapfile_new,
     swapfile_read, swapfile_take, swapfile_used, swapfile_write,
 )
 from userswap.backends.zswap cimport (
-    zswap_alloc, zswap_bytes, zswap_coldest, zswap_compact, zswap_delete, zswap_free, zswap_memory,
-    zswap_metadata, zswap_new, zswap_set_owner, zswap_stored,
+    zswap_alloc, zswap_bytes, zswap_cold, zswap_coldest, zswap_compact, zswap_delete, zswap_free, zswap_memory,
+    zswap_metadata, zswap_new, zswap_objects, zswap_set_owner, zswap_set_owner_cold, zswap_stored,
 )
 from userswap.native.mman cimport (
     MADV_DONTDUMP, MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE,
@@ -217,12 +217,13 @@ cdef bint device_usable(SwapSpace* s) noexcept nogil:
 
 
 cdef void free_slots(SwapSpace* s, uint64_t id, int device, int64_t slot, int slots) noexcept nogil:
-    """Slots that an id had, and the id. Not at once while a forked child may still read them; then, as soon as it
+    """Slots that an id had, and the id (0: that lives on). Not at once while a forked child may still read them; then, as soon as it
     can't. An id is kept with its slots only where it is a slot."""
     cdef int64_t count
     cdef bint bound = s.map.ops.bound
     if device < s.inherited:            # an ancestor's
-        s.map.ops.free(s.map, id)
+        if id:
+            s.map.ops.free(s.map, id)
         return
     if not kin_alive():
         free_deferred(s)
@@ -242,7 +243,7 @@ cdef void free_slots(SwapSpace* s, uint64_t id, int device, int64_t slot, int sl
         us_write(&s.deferred_count, count + 1)
     # else the slots stay taken until the pool ends: space on disk is lost, never data
     us_unlock(&s.deferred_lock)
-    if not bound:
+    if id and not bound:
         s.map.ops.free(s.map, id)
 
 
@@ -450,9 +451,11 @@ cdef void unstore(SwapSpace* s, uint64_t entry) noexcept nogil:
         swapfile_free(s.devices[slot_device(entry)], slot_offset(entry), slot_count(entry))
 
 
-cdef void publish(SwapSpace* s, Leaving* leaving, int count, uint64_t holder, uint64_t* ids) noexcept nogil:
+cdef void publish(SwapSpace* s, Leaving* leaving, int count, uint32_t cold, uint64_t holder,
+                  uint64_t* ids) noexcept nogil:
     """Ids for `count` stored folios in a row: together if the map can."""
     cdef uint64_t[RUN_FOLIOS] entries
+    cdef uint64_t owner
     cdef int i
     for i in range(count):
         entries[i] = leaving[i].entry
@@ -468,12 +471,15 @@ cdef void publish(SwapSpace* s, Leaving* leaving, int count, uint64_t holder, ui
             unstore(s, entries[i])
         elif entry_type(entries[i]) == ZSWAP:
             # From here on it may be moved and written back, if the map lets its storage in while the holder is locked.
-            zswap_set_owner(s.zswap, entry_payload(entries[i]),
-                            s.map.ops.owner(s.map, ids[i], holder + <uint64_t>i * 8))
+            owner = s.map.ops.owner(s.map, ids[i], holder + <uint64_t>i * 8)
+            if (cold >> i) & 1:
+                zswap_set_owner_cold(s.zswap, entry_payload(entries[i]), owner)
+            else:
+                zswap_set_owner(s.zswap, entry_payload(entries[i]), owner)
 
 
 cdef void swap_out_run(SwapSpace* s, Worker* worker, const void* data, int count, int n, CodecHint* hint,
-                       uint64_t holder, uint64_t* ids, int* error) noexcept nogil:
+                       uint64_t holder, uint32_t cold, uint64_t* ids, int* error) noexcept nogil:
     cdef Leaving[RUN_FOLIOS] leaving
     cdef const char* bytes = <const char*>data
     cdef int i, first, last, whole
@@ -501,7 +507,7 @@ cdef void swap_out_run(SwapSpace* s, Worker* worker, const void* data, int count
         while last < count and leaving[last].entry:
             last += 1
         if last > first:
-            publish(s, &leaving[first], last - first, holder + <uint64_t>first * 8, &ids[first])
+            publish(s, &leaving[first], last - first, cold >> first, holder + <uint64_t>first * 8, &ids[first])
         else:
             last += 1
     for i in range(count):
@@ -517,7 +523,7 @@ cdef uint64_t swap_out(SwapSpace* s, Worker* worker, const void* data, int n, Co
                        int* error) noexcept nogil:
     cdef uint64_t id
     error[0] = 0
-    swap_out_run(s, worker, data, 1, n, hint, holder, &id, error)
+    swap_out_run(s, worker, data, 1, n, hint, holder, 0, &id, error)
     return id
 
 
@@ -541,7 +547,7 @@ cdef uint64_t swap_out_parts(SwapSpace* s, Worker* worker, uint64_t id, const vo
         return 0
     store_packed(s, worker.packed, length, &leaving)
     if leaving.entry:
-        publish(s, &leaving, 1, holder, &fresh)
+        publish(s, &leaving, 1, 0, holder, &fresh)
     for i in range(PARTS):
         us_add(&s.part_outs, fresh != 0 and parts[i] != NULL)
     return fresh
@@ -555,6 +561,7 @@ cdef int load_entry(SwapSpace* s, Worker* worker, uint64_t entry, void* data, in
     cdef uint64_t value
     cdef uint64_t* words
     cdef int i, error, slots
+    worker.loaded = 0
     if type == ZSWAP:
         packed = zswap_memory(s.zswap, entry_payload(entry), &length)
         return codec_decompress(worker, packed, length, data, n)
@@ -579,6 +586,7 @@ cdef int load_entry(SwapSpace* s, Worker* worker, uint64_t entry, void* data, in
         if error:
             return error
         if not slot_raw(entry):
+            worker.loaded = slots * SLOT_BYTES
             return codec_decompress(worker, worker.packed, slots * SLOT_BYTES, data, n)
         memcpy(data, worker.packed, n)
         return 0
@@ -604,6 +612,7 @@ cdef int swap_in_part(SwapSpace* s, Worker* worker, uint64_t id, int part, void*
     cdef const char* packed
     cdef int error = 0
     us_chaos()
+    worker.loaded = 0
     if entry_type(entry) == ZSWAP:
         packed = zswap_memory(s.zswap, entry_payload(entry), &length)
         error = codec_part(worker, packed, length, part, data)
@@ -623,11 +632,38 @@ cdef int swap_in_part(SwapSpace* s, Worker* worker, uint64_t id, int part, void*
         length = slot_count(entry) * SLOT_BYTES
         error = swapfile_read(s.devices[slot_device(entry)], slot_offset(entry), slot_count(entry), worker.packed)
         if error == 0:
+            worker.loaded = length
             error = codec_part(worker, worker.packed, length, part, data)
     s.map.ops.unlock(s.map, id, entry)
     if error == 0:
         us_add(&s.part_ins, 1)
     return error
+
+
+cdef uint64_t swap_promote(SwapSpace* s, Worker* worker, uint64_t id, uint64_t holder) noexcept nogil:
+    cdef Leaving leaving
+    cdef uint64_t entry
+    cdef int length = codec_length(worker.packed, worker.loaded) if worker.loaded and not s.map.ops.bound else -1
+    worker.loaded = 0
+    if length < 0:
+        return id
+    memset(&leaving, 0, sizeof(leaving))
+    store_packed(s, worker.packed, length, &leaving)
+    if leaving.entry == 0:
+        return id
+    us_chaos()
+    entry = s.map.ops.lock(s.map, id)
+    if entry_type(entry) != SLOT:
+        s.map.ops.unlock(s.map, id, entry)      # another holder was faster
+        unstore(s, leaving.entry)
+        return id
+    id = s.map.ops.unlock(s.map, id, leaving.entry)
+    us_chaos()
+    zswap_set_owner(s.zswap, entry_payload(leaving.entry), s.map.ops.owner(s.map, id, holder))
+    us_add(&s.slot_stored, -<int64_t>slot_count(entry) * SLOT_BYTES)
+    us_add(&s.promotions, 1)
+    free_slots(s, 0, slot_device(entry), slot_offset(entry), slot_count(entry))
+    return id
 
 
 cdef uint64_t swap_cached(SwapSpace* s, uint64_t id) noexcept nogil:
@@ -665,18 +701,19 @@ cdef bint swap_same(SwapSpace* s, uint64_t id) noexcept nogil:
     return entry_type(entry) == SAME
 
 
-cdef void swap_put(SwapSpace* s, uint64_t id) noexcept nogil:
+cdef bint swap_put(SwapSpace* s, uint64_t id) noexcept nogil:
     cdef uint64_t entry
     if s.map.ops.put(s.map, id, 1, &entry) != 0:
-        return
+        return False
     us_chaos()
     if entry_type(entry) == SLOT:
         us_add(&s.slot_stored, -<int64_t>slot_count(entry) * SLOT_BYTES)
         free_slots(s, id, slot_device(entry), slot_offset(entry), slot_count(entry))
-        return
+        return True
     if entry_type(entry) == ZSWAP:
         zswap_free(s.zswap, entry_payload(entry))
     s.map.ops.free(s.map, id)
+    return False
 
 
 cdef bint lock_owner(void* ctx, uint64_t owner, uint64_t handle) noexcept nogil:
@@ -751,6 +788,7 @@ cdef int64_t swap_writeback(SwapSpace* s, int64_t want) noexcept nogil:
     cdef uint64_t[BATCH] owners
     cdef int64_t moved = 0, room
     cdef int count, i, error = 0
+    cdef bint cold
     cdef Worker* worker = NULL
     if not device_usable(s):
         return -ENOSPC if space_has_device(s) else -ENODEV
@@ -758,7 +796,10 @@ cdef int64_t swap_writeback(SwapSpace* s, int64_t want) noexcept nogil:
     if s.map.ops.bound:
         worker = codec_take()           # before any entry is locked: workers' owners wait for entries
     room = s.bounce_bytes
-    while moved < want and error == 0:
+    cold = zswap_cold(s.zswap) != 0
+    # What is not cold has to go only if that was not enough; and a write of the little that is left is not worth it.
+    while error == 0 and moved < want and (moved == 0 or (moved + FOLIO_BYTES <= want
+                                                          and cold == (zswap_cold(s.zswap) != 0))):
         count = zswap_coldest(s.zswap, BATCH, room, handles, owners, lock_owner, s)
         if count == 0:
             break
@@ -786,6 +827,10 @@ cdef int64_t swap_writeback(SwapSpace* s, int64_t want) noexcept nogil:
 
 cdef int64_t space_pool_bytes(SwapSpace* s) noexcept nogil:
     return zswap_bytes(s.zswap)
+
+
+cdef int64_t space_packed(SwapSpace* s) noexcept nogil:
+    return zswap_objects(s.zswap)
 
 
 cdef int64_t space_stored_bytes(SwapSpace* s) noexcept nogil:
