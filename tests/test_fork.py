@@ -461,8 +461,8 @@ def test_slots_are_not_kept_for_a_child_that_became_another_program() -> None:
 import signal, time
 from helpers import check_empty
 pool = fresh_pool("16MiB")
-array = pool.empty((24, 1 << 17))
-for i in range(24): array[i] = values(i)
+array = pool.empty((28, 1 << 17))
+for i in range(28): array[i] = values(i)
 assert pool.stats().slot_bytes
 pid = os.fork()
 if pid == 0: os.execvp("sleep", ["sleep", "100"])

@@ -220,6 +220,7 @@ def test_a_page_that_the_program_threw_away_reads_as_zeros_and_stays_so() -> Non
     thrown = []
     for n, f in enumerate(folios[40:]):
         at = f * FOLIO + PART + 4096 * (n % 4)
+        assert memory[at] == plain[at]  # in place: what is swapped out can't be thrown away so
         assert libc.madvise(memory.ctypes.data + at, 4096, 4) == 0
         plain[at : at + 4096] = 0
         thrown.append(at)

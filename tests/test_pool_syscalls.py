@@ -115,7 +115,7 @@ def test_as_many_pins_as_a_word_holds_and_not_one_more(pipe: tuple[int, int]) ->
     os.set_blocking(pipe[0], True)
     assert full.value.errno == errno.ENOMEM
     out(pool)
-    assert pool._core.check() == {"empty": 0, "dirty": 1, "clean": 0, "swapped": 0, "ids": 0, "wrong": 0}
+    assert pool._core.check() == {"empty": 0, "dirty": 1, "clean": 0, "partial": 0, "swapped": 0, "ids": 0, "wrong": 0}
     for _ in calls:
         os.write(pipe[1], b"y" * 200)
         time.sleep(0.02)

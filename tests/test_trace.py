@@ -606,8 +606,9 @@ def test_a_traced_program_prints_the_same(tmp_path: Path) -> None:
     trace, stats = traces.read(trace_file), json.loads(stats_file.read_text())
     assert f"trace      {len(trace.kinds):,} events\n" in traced.stderr
     assert (trace.program, trace.budget_bytes, trace.cut) == ("sorter.py", 16 << 20, False)
-    assert sum(trace.counts[kind] for kind in ("alloc", "run", "more")) == stats["swap_outs"] > 100
-    assert trace.counts["fault"] == stats["swap_ins"] > 100
+    allocs = sum(trace.counts[kind] for kind in ("alloc", "run", "more"))
+    assert 100 < stats["swap_outs"] <= allocs <= stats["swap_outs"] + stats["part_outs"]
+    assert trace.counts["fault"] >= stats["swap_ins"] + stats["part_ins"] > 100
     assert 0 < trace.times[-1] < (stats["seconds"] + 1) * 1e9
     for design in DESIGN_NAMES:
         assert again(trace, design)["ids"] == trace.live_at_end
