@@ -14,7 +14,8 @@ from userswap.sizes import format_size, parse_size
 __all__ = ["prepare_compare"]
 
 T = TypeVar("T")
-RAM, QUICK_RAM = "512M", "96M"
+RAM, QUICK_RAM = "512M", "64M"
+SECONDS, QUICK_SECONDS = 1.0, 0.2
 ROUNDS, QUICK_ROUNDS = 3, 1
 LEAST_RAM = 32 << 20
 
@@ -72,6 +73,8 @@ def prepare_compare(arguments: list[str]) -> Action:
         rounds=rounds,
         ram=ram,
         directory=place(4 * needs),
+        seconds=QUICK_SECONDS if options.quick else SECONDS,
+        every=options.rounds is not None,
     )
     files = {name: writable(f"--{name}", getattr(options, name)) for name in ("json", "csv")}
     plot = writable_plot(options.plot)
