@@ -109,6 +109,7 @@ def uncertain(found: Sequence[float]) -> float:
 
 
 def tail(results: Results) -> Iterator[Verdict]:
+    """Faults of the scan alone. The p50 is a window that was ready and is moved in, the p99 one that had to be made."""
     case = Case("scan", OVERCOMMIT, DATA, 1)
     runs = [s.run.figures for s in results.of(case, "userswap")]
     if runs:

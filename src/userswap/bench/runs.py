@@ -34,7 +34,7 @@ CORRECTIONS = 1
 LOOK_SECONDS = 0.01
 STEP = 64
 """A limit that follows the pool is changed by no less than one in so many bytes of T."""
-LOOKS = 50
+LOOKS = 10
 """After so many it is raised, if less than T was used in all that time."""
 LEAST = 8
 """Where the limit follows the pool, one in so many bytes of T stays in place."""
