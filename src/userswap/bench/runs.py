@@ -29,7 +29,9 @@ from userswap.lab import machine
 __all__ = ["WITHIN", "Expected", "NotPossible", "Runner", "Seen", "Stop", "Stopped", "alone", "warm"]
 
 WITHIN = 0.05
-"""How far from T the memory of a run may be before its limit is corrected and it is repeated."""
+"""How far from T the memory of a run may be before that is said."""
+FAR = 0.1
+"""And how far above T before the run is repeated."""
 CORRECTIONS = 1
 LOOK_SECONDS = 0.01
 STEP = 64
@@ -188,7 +190,7 @@ class Runner:
                 self.ratios[key] = self.ratios[like] = seen.largest.used / seen.largest.holds
             more = seen.used - spec.ram
             tried.append((abs(more), total, seen))
-            if more <= WITHIN * spec.ram or len(tried) > corrections:
+            if more <= FAR * spec.ram or len(tried) > corrections:
                 break
             self.totals[key] = total - more
         # What came nearest counts, and later rounds begin there.
@@ -369,7 +371,8 @@ class Watched:
         if used > self.total:
             wanted = min(self.base + max(self.total - pool, self.total // LEAST), self.limit)
         elif self.looks >= LOOKS:
-            wanted += (self.total - self.lately) // 2
+            # In small steps: a pool that shrank grows again faster than the kernel takes back what is in place.
+            wanted += min((self.total - self.lately) // 2, self.total // STEP * 2)
         if self.looks >= LOOKS:
             self.lately = self.looks = 0
         if abs(wanted - self.limit) >= self.total // STEP and self.cgroup.try_limit(wanted):

@@ -14,7 +14,7 @@ from userswap.sizes import format_size, parse_size
 __all__ = ["prepare_compare"]
 
 T = TypeVar("T")
-RAM, QUICK_RAM = "512M", "64M"
+RAM, QUICK_RAM = "256M", "64M"
 SECONDS, QUICK_SECONDS = 1.0, 0.2
 ROUNDS, QUICK_ROUNDS = 3, 1
 LEAST_RAM = 32 << 20
@@ -29,7 +29,7 @@ def prepare_compare(arguments: list[str]) -> Action:
     parser = Parser(
         prog="userswap bench compare",
         description="The same programs in the same memory: under userswap, the kernel's swap, and others. "
-        "Takes 10 to 15 minutes by default.",
+        "Takes about ten minutes.",
     )
     parser.add_argument("--quick", action="store_true", help="two minutes' worth: less memory and work, one round")
     parser.add_argument("--workload", metavar="A,B", help=f"only these of: {', '.join(WORKLOADS)}")
