@@ -21,6 +21,7 @@ from support import python, userswap
 from userswap.bench import bars, compare, contenders, data, faults, kernelswap, report, runs, workloads
 from userswap.bench.compare import Case, NotRun, Results, Sample
 from userswap.bench.contenders import CONTENDERS, plan
+from userswap.bench.fault_times import percentile
 from userswap.bench.workloads import WORKLOADS, Spec
 from userswap.cli import main
 from userswap.lab.machine import machine
@@ -410,6 +411,41 @@ def test_bars_are_judged() -> None:
     assert missed["scan, CPU s by GB"][1] is False
     assert missed["nothing slower than the kernel's best; worst: scan, 2x, 2:1, 1 thread"] == ("0.5x", False)
     assert not judged(made_up(plain=0.1))
+
+
+@pytest.mark.parametrize(
+    ("ratios", "measured", "met"),
+    [
+        ([1.0, 1.001, 0.999, 1.0, 1.002], "1.000x (1.00..1.00)", True),
+        ([1.2, 1.21, 1.19, 1.2, 1.2], "1.200x (1.19..1.21)", False),
+        ([0.9, 1.1, 1.0, 0.95, 1.2], "1.000x (0.90..1.20)", None),
+        ([1.0, 1.0, 1.0], "1.000x (1.00..1.00)", None),
+    ],
+)
+def test_a_small_difference_is_told_only_where_it_can_be(ratios: list[float], measured: str, met: bool | None) -> None:
+    results = made_up()
+    for ratio in ratios:
+        for sample in made_up(plain=1.0, userswap=ratio).samples:
+            results.samples.append(replace(sample, overcommit=0.5))
+    results.options.overcommit[:] = [0.5]
+    [verdict] = bars.when_it_fits(results)
+    assert (verdict.measured, verdict.met) == (measured, met)
+
+
+def test_two_are_compared_at_what_both_have_done() -> None:
+    results = made_up(userswap=1.0, zswap=21.0)
+    ours = results.samples[0]
+    # Slow at first, and fast later on: of no help where the other has done one unit.
+    marks = {"1": 1.0, "2": 1.1, "4": 1.2}
+    results.samples[0] = replace(ours, run=replace(ours.run, seconds=1.2, amount=4e9, units=4, marks=marks))
+    assert results.times(Case("scan", 2.0, "2:1", 1), "zswap") == 21.0
+
+
+def test_percentiles() -> None:
+    times = [0] * 320
+    times[5], times[16], times[17] = 50, 49, 1
+    assert [percentile(times, share) for share in (50, 90, 99, 99.9)] == [5, 17, 17, 19]
+    assert percentile([0] * 320, 50) == 0
 
 
 def test_what_the_table_has_no_room_for_is_said() -> None:
