@@ -441,6 +441,14 @@ def test_two_are_compared_at_what_both_have_done() -> None:
     assert results.times(Case("scan", 2.0, "2:1", 1), "zswap") == 21.0
 
 
+def test_processor_time_is_that_beyond_the_program_s_own_for_as_much() -> None:
+    results = made_up(plain=0.4, userswap=1.0)
+    plain = results.samples[0]
+    results.samples[0] = replace(plain, run=replace(plain.run, amount=4e9, units=4, marks={"1": 0.1, "4": 0.4}))
+    # 0.5 s for 1 GB of work, of which the program itself takes a quarter of 0.2 s; 2 GB were swapped.
+    assert results.cpu_by_gb(Case("scan", 2.0, "2:1", 1), "userswap") == pytest.approx(0.225)
+
+
 def test_percentiles() -> None:
     times = [0] * 320
     times[5], times[16], times[17] = 50, 49, 1

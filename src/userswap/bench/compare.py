@@ -148,8 +148,10 @@ class Results:
         swapped = statistics.median(s.run.swapped_in + s.run.swapped_out for s in runs) if runs else 0
         if not plain or swapped < LEAST_SWAPPED:
             return None
-        own = statistics.median(s.run.cpu_seconds for s in plain)
-        return (statistics.median(s.run.cpu_seconds + s.run.kernel_seconds for s in runs) - own) / (swapped / 1e9)
+        # Not all do as much of the same.
+        own = statistics.median(s.run.cpu_seconds / s.run.amount for s in plain)
+        spent = statistics.median(s.run.cpu_seconds + s.run.kernel_seconds - own * s.run.amount for s in runs)
+        return spent / (swapped / 1e9)
 
     def why_not(self, case: Case, contender: str) -> str:
         """Say why a contender was not run."""
