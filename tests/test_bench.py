@@ -96,6 +96,8 @@ for name, workload in workloads.WORKLOADS.items():
             if threads == 1 or memory not in ("blosc2", "packed"):
                 this = replace(spec, memory=memory, reference=memory == "plain")
                 print(json.dumps([name, threads, memory, asdict(workloads.run(this))]))
+        if threads == 2:
+            continue
         print(json.dumps([name, threads, "one step", asdict(workloads.run(replace(spec, memory="plain", most=1)))]))
         print(json.dumps([name, threads, "other", asdict(workloads.run(replace(spec, memory="plain", data="6:1")))]))
 """
@@ -120,11 +122,15 @@ def test_a_program_does_the_same_everywhere(
     if name == "groupby":
         pytest.importorskip("pandas")
     found = dict(every_program[name, threads])
-    other, plain, one_step = found.pop("other"), found["plain"], found.pop("one step")
+    plain = found["plain"]
     units = min(WORKLOADS[name].most, 2)
     assert list(plain["results"]) == [*map(str, range(1, units + 1))]
-    assert (plain["results"]["1"], plain["results"][str(units)]) == (one_step["result"], plain["result"])
-    assert name == "groupby" or units == 1 or one_step["result"] != plain["result"], "a step less is seen"
+    assert plain["results"][str(units)] == plain["result"]
+    if threads == 1:
+        other, one_step = found.pop("other"), found.pop("one step")
+        assert plain["results"]["1"] == one_step["result"]
+        assert units == 1 or one_step["result"] != plain["result"], "a step less is seen"
+        assert name == "suffix ranks" or other["result"] != plain["result"], "the result depends on the data"
     assert {"plain", "userswap"} <= set(found)
     for memory, run in found.items():
         assert run["result"] == plain["result"], memory
@@ -136,7 +142,6 @@ def test_a_program_does_the_same_everywhere(
     ours = found["userswap"]["figures"]
     assert 0 <= ours["fault_ns_p50"] <= ours["fault_ns_p90"] <= ours["fault_ns_p99"] <= ours["fault_ns_p99.9"]
     assert found["userswap"]["figures"]["peak_virtual_bytes"] > 14 * MIB, "its arrays are in the pool"
-    assert name == "suffix ranks" or other["result"] != plain["result"], "the result depends on the data"
 
 
 # ---- dividing memory ----
