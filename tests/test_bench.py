@@ -106,7 +106,7 @@ for name, workload in workloads.WORKLOADS.items():
 @pytest.fixture(scope="module")
 def every_program() -> dict[tuple[str, int], dict[str, Any]]:
     """What each program found everywhere, by (name, threads) and memory; in a process whose BLAS has one thread."""
-    done = python("-c", EVERY_PROGRAM, "/var/tmp", env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})
+    done = python("-c", EVERY_PROGRAM, "/var/tmp", env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}, timeout=400)
     assert done.returncode == 0, done.stderr
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for name, threads, memory, run in map(json.loads, done.stdout.splitlines()):
