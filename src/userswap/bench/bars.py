@@ -1,6 +1,7 @@
 """What userswap aims at, and whether what was measured gets there. Bars that were not run are left out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from statistics import median, quantiles
 from typing import NamedTuple
 
 from userswap.bench.compare import Case, Results, cases
@@ -37,7 +38,8 @@ class Verdict(NamedTuple):
     what: str
     bar: str
     measured: str
-    met: bool
+    met: bool | None
+    """None: the figures vary too much to tell."""
 
 
 def verdicts(results: Results) -> list[Verdict]:
@@ -79,21 +81,35 @@ def against_kernel(results: Results) -> Iterator[Verdict]:
 
 
 def two_threads(results: Results) -> Iterator[Verdict]:
-    one, two = (results.seconds_of(Case("scan", OVERCOMMIT, DATA, threads), "userswap") for threads in (1, 2))
-    if one and two:
-        yield Verdict("scan with 2 threads, by 1", f">= {TWO_THREADS}x", f"{one / two:.2f}x", one / two >= TWO_THREADS)
+    one, two = ((Case("scan", OVERCOMMIT, DATA, threads), "userswap") for threads in (1, 2))
+    found = results.compared(one, two)
+    if found:
+        times = median(found)
+        yield Verdict("scan with 2 threads, by 1", f">= {TWO_THREADS}x", f"{times:.2f}x", times >= TWO_THREADS)
 
 
 def when_it_fits(results: Results) -> Iterator[Verdict]:
     """A program whose arrays fit into RAM, with room to spare."""
     for case in cases(results.options):
-        plain, ours = (results.seconds_of(case, name) for name in ("plain", "userswap"))
-        if case.overcommit < 1 and plain and ours:
-            what = f"{case}: time, by plain"
-            yield Verdict(what, f"<= {FITS}x", f"{ours / plain:.3f}x", ours / plain <= FITS)
+        found = results.compared((case, "userswap"), (case, "plain"))
+        if case.overcommit < 1 and found:
+            times = median(found)
+            measured = f"{times:.3f}x ({min(found):.2f}..{max(found):.2f})"
+            met = None if abs(times - FITS) <= uncertain(found) else times <= FITS
+            yield Verdict(f"{case}: time, by plain", f"<= {FITS}x", measured, met)
+
+
+def uncertain(found: Sequence[float]) -> float:
+    """How far the median of ratios may well be off (twice its error, from the quartiles)."""
+    if len(found) < 4:
+        return float("inf")
+    low, _, high = quantiles(found, n=4)
+    # Of a normal distribution: the error of the median is 1.25 sigma / sqrt(n), the quartiles are 1.35 sigma apart.
+    return 2 * 1.25 / 1.35 * (high - low) / float(len(found) ** 0.5)
 
 
 def tail(results: Results) -> Iterator[Verdict]:
+    """Faults of the scan alone. The p50 is a window that was ready and is moved in, the p99 one that had to be made."""
     case = Case("scan", OVERCOMMIT, DATA, 1)
     runs = [s.run.figures for s in results.of(case, "userswap")]
     if runs:

@@ -56,6 +56,25 @@ class Cgroup:
         if self.version == 1:
             (self.path / "memory.oom_control").write_text("1")
 
+    def try_limit(self, size: int) -> bool:
+        """Change the limit; False: what is in use can't be brought below it now."""
+        try:
+            self.limit(size)
+        except OSError:
+            return False
+        return True
+
+    def unlimit(self) -> None:
+        """Have no limit any more."""
+        (self.path / ("memory.max" if self.version == 2 else "memory.limit_in_bytes")).write_text(
+            "max" if self.version == 2 else "-1"
+        )
+
+    def forget_peak(self) -> None:
+        """Have `peak` begin anew, where the kernel can."""
+        if self.version == 1:
+            (self.path / "memory.max_usage_in_bytes").write_text("0")
+
     def let_go_on(self, limit: int) -> bool:
         """Wake who waits for memory, by lifting the limit for a moment; say whether somebody did."""
         if self.version == 2 or "under_oom 1" not in (self.path / "memory.oom_control").read_text():

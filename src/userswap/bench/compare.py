@@ -1,8 +1,8 @@
 """`userswap bench compare`: the same programs under every contender, with the same memory in all.
 
 Every run is a process of its own, in a memory cgroup of its own where there can be one. Contenders take turns, each
-round begins with another one. Results are compared with those of ordinary memory, which therefore runs first; that
-run also says what the process takes before it has arrays, which is not counted.
+round begins with another one. Results are compared with those of ordinary memory, which therefore runs first. Whoever
+is slow does less of a work that is a repetition: two contenders are compared at what both have done.
 """
 
 import statistics
@@ -21,6 +21,10 @@ __all__ = ["Case", "NotRun", "Options", "Results", "Sample", "cases", "measure",
 
 LEAST_SWAPPED = 1 << 24
 """Bytes; CPU time for less can't be told from none."""
+SLOW = 5.0
+"""Seconds; whoever takes longer for a run has no other in the rounds that follow, unless that is asked for."""
+TURNS = 4
+"""Where everything fits, differences are small: so often plain and userswap take turns in a round."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,10 @@ class Options:
     """T, bytes."""
     directory: Path
     """Where swap files and mapped files are made."""
+    seconds: float = 0.0
+    """Work that is a repetition ends with the step that takes it beyond this."""
+    every: bool = True
+    """Whether slow contenders run in every round, too."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,8 @@ class Sample(Case):
     corrections: int
     killed: int
     lifted: int
+    capped: bool
+    """Whether the pool was held below the least limit that the kernel knows."""
 
     @classmethod
     def of(cls, case: Case, contender: str, turn: int, seen: Seen) -> "Sample":
@@ -75,7 +85,7 @@ class Sample(Case):
         return cls(
             **asdict(case), contender=contender, round=turn, run=seen.run, used=seen.used, pool=seen.pool.used,
             limit=seen.limit, corrections=seen.corrections, killed=seen.killed,
-            lifted=seen.lifted,
+            lifted=seen.lifted, capped=seen.capped,
         )  # fmt: skip
 
     @property
@@ -112,15 +122,25 @@ class Results:
         key = asdict(case)
         return [s for s in self.samples if s.contender == contender and {k: getattr(s, k) for k in key} == key]
 
-    def seconds_of(self, case: Case, contender: str) -> float | None:
-        """Return the median time, None if it was not run."""
-        runs = self.of(case, contender)
-        return statistics.median(s.run.seconds for s in runs) if runs else None
+    def compared(self, one: tuple[Case, str], other: tuple[Case, str]) -> list[float]:
+        """Return by how much longer one took than the other for the same work, by turns; empty if one was not run.
+
+        Who ran less often is compared with the median of its runs.
+        """
+        runs, others = self.of(*one), self.of(*other)
+        if not runs or not others:
+            return []
+        # Steps double, and not all do as many.
+        units = str(min(s.run.units for s in (*runs, *others)))
+        mine, theirs = ([s.run.marks[units] for s in found] for found in (runs, others))
+        if len(mine) != len(theirs):
+            mine, theirs = [statistics.median(mine)], [statistics.median(theirs)]
+        return [a / b for a, b in zip(mine, theirs, strict=True)]
 
     def times(self, case: Case, contender: str) -> float | None:
         """Say how many times as fast as a contender userswap is."""
-        theirs, ours = self.seconds_of(case, contender), self.seconds_of(case, "userswap")
-        return theirs / ours if theirs and ours else None
+        found = self.compared((case, contender), (case, "userswap"))
+        return statistics.median(found) if found else None
 
     def cpu_by_gb(self, case: Case, contender: str) -> float | None:
         """CPU seconds for each GB swapped in or out, beyond what the program itself takes; None: too little to tell."""
@@ -128,8 +148,10 @@ class Results:
         swapped = statistics.median(s.run.swapped_in + s.run.swapped_out for s in runs) if runs else 0
         if not plain or swapped < LEAST_SWAPPED:
             return None
-        own = statistics.median(s.run.cpu_seconds for s in plain)
-        return (statistics.median(s.run.cpu_seconds + s.run.kernel_seconds for s in runs) - own) / (swapped / 1e9)
+        # Not all do as much of the same.
+        own = statistics.median(s.run.cpu_seconds / s.run.amount for s in plain)
+        spent = statistics.median(s.run.cpu_seconds + s.run.kernel_seconds - own * s.run.amount for s in runs)
+        return spent / (swapped / 1e9)
 
     def why_not(self, case: Case, contender: str) -> str:
         """Say why a contender was not run."""
@@ -169,7 +191,7 @@ def cases(options: Options) -> list[Case]:
 
 def steps(options: Options) -> int:
     """How many times `measure` calls `step`."""
-    return len(cases(options)) * len(options.contenders) * options.rounds
+    return sum(len(turns(options, case, turn)) for case in cases(options) for turn in range(options.rounds))
 
 
 def measure(options: Options, version: str, step: Callable[[str], None]) -> Results:
@@ -200,31 +222,46 @@ def measure_all(results: Results, stop: Stop, step: Callable[[str], None]) -> No
     for case in cases(options):
         spec = Spec(
             "plain", case.workload, int(options.ram * case.overcommit), options.ram, case.data, case.threads,
-            str(options.directory),
+            str(options.directory), options.seconds,
         )  # fmt: skip
-        first = runner.attempt(CONTENDERS["plain"], spec, None)
-        expected = Expected(first.run.result, first.run.base, first.used)
+        first = runner.attempt(CONTENDERS["plain"], replace(spec, reference=True), None)
+        expected = Expected(first.run.results, first.run.units, first.used)
+        spec = replace(spec, most=expected.units)
+        unused = [first]
         out: set[str] = set()
+        slow: set[str] = set()
         for turn in range(options.rounds):
-            for name in turned(options.contenders, turn):
+            for name in turns(options, case, turn):
                 step(f"{case}, round {turn + 1} of {options.rounds}: {name}")
                 stop.heed()
-                if name in out:
+                if name in out or (turn > 0 and name in slow):
                     continue
                 contender = CONTENDERS[name]
                 why = unable[name] or contender.why_not_this(WORKLOADS[case.workload], case.threads)
                 missing = why is not None
                 if not missing:
                     try:
-                        seen = first
-                        if (name, turn) != ("plain", 0):
+                        if name == "plain" and unused:
+                            seen = unused.pop()
+                        else:
                             seen = runner.attempt(contender, replace(spec, memory=contender.memory), expected)
+                            if seen.took > SLOW and not options.every:
+                                slow.add(name)
                         results.samples.append(Sample.of(case, name, turn, seen))
                     except NotPossible as error:
                         why = str(error)
                 if why is not None:
                     out.add(name)
                     results.not_run.append(NotRun(**asdict(case), contender=name, why=why, missing=missing))
+
+
+def turns(options: Options, case: Case, turn: int) -> list[str]:
+    """Return who runs in a round, in this order."""
+    names = turned(options.contenders, turn)
+    if case.overcommit < 1:
+        often = [name for name in ("plain", "userswap") if name in names]
+        names += [name for again in range(TURNS - 1) for name in turned(often, again)] if often else []
+    return names
 
 
 def turned(names: Sequence[str], turn: int) -> list[str]:

@@ -2,8 +2,7 @@
 
 The total T is what a program's arrays may take in RAM, however they are kept: in place, compressed, in the page cache.
 userswap has T as its budget. The kernel limits what is in place, and not what zram or zswap (in a version 1 cgroup)
-store compressed; so their limit is what T leaves beside the pool (`Plan`), worked out from what the pool was
-seen to hold, and corrected until the total is right.
+store compressed; so their limit is, at any moment, what T leaves beside the pool (`runs.Watched`).
 """
 
 import importlib.util
@@ -28,21 +27,26 @@ GUESS = 0.6
 
 @dataclass(frozen=True)
 class Plan:
-    """How T is divided, bytes."""
+    """How the kernel's swap is set up for T, bytes. What the pool does not take is in place."""
 
-    limit: int
-    """Of the cgroup, without what the process has before there are arrays."""
     pool: int
     """What the compressed pool may take."""
     holds: int
     """Pages that fit into it."""
     file: int
     directory: Path
+    beside: int
+    """What of T is left to the pool at first; 0: it is no matter of the limit."""
 
     @property
     def percent(self) -> int:
         """The pool as zswap's limit is written: whole per cents of RAM, no less than one."""
         return max(self.pool * 100 // kibibytes("MemTotal"), 1)
+
+    @property
+    def most(self) -> int:
+        """The pool's limit, where that is less than one per cent of RAM; else 0."""
+        return self.pool if self.pool * 100 < kibibytes("MemTotal") else 0
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,11 @@ class Contender:
     def pool(self) -> bool:
         """Whether the kernel compresses for it, beside the limit."""
         return self.kernel not in ("", "file")
+
+    @property
+    def held(self) -> bool:
+        """Whether it is to have T, and neither more nor less."""
+        return self.limited or self.memory == "userswap"
 
     def why_not(self) -> str | None:
         """Say why it can't run here, None if it can."""
@@ -86,7 +95,7 @@ class Contender:
         if self.kernel == "file":
             return kernelswap.swap_file(file, plan.file)
         if self.kernel == "zswap":
-            return kernelswap.zswap(file, plan.file, plan.percent)
+            return kernelswap.zswap(file, plan.file, plan.percent, plan.most)
         if self.kernel:
             return kernelswap.zram(self.kernel.split()[1], plan.holds, file, plan.file)
         return nullcontext(Swap())
@@ -115,16 +124,15 @@ def plan(contender: Contender, total: int, needs: int, ratio: float, directory: 
     """
     file = 2 * needs
     if not contender.pool or charged:
-        return Plan(total, total, needs, file, directory)
-    least = total // IN_PLACE
+        return Plan(total, needs, file, directory, 0)
     # What is not in place is in the pool: limit + (needs - limit) * ratio = total.
     limit = int((total - needs * ratio) / (1 - ratio)) if ratio < 1 else 0
-    if limit >= least:
+    if limit >= total // IN_PLACE:
         # The pool gets room to spare: how large it becomes is the limit's doing.
-        return Plan(limit, 2 * total, 2 * needs, file, directory)
+        return Plan(2 * total, 2 * needs, file, directory, max(total - limit, 1))
     # It does not fit compressed: the pool has an end, and the rest goes to the file.
-    pool = total - least
+    pool = total - total // IN_PLACE
     if contender.kernel == "zswap":
         step = kibibytes("MemTotal") // 100
-        pool = max(pool // step, 1) * step
-    return Plan(max(total - pool, least), pool, int(pool / ratio), file, directory)
+        pool = pool // step * step or pool
+    return Plan(pool, int(pool / ratio), file, directory, pool)

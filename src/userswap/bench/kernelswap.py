@@ -49,6 +49,9 @@ class Swap:
         """The compressed pool now."""
         return Pool(0, 0)
 
+    def keep(self) -> None:
+        """Keep the pool within a limit that the kernel can't be told."""
+
 
 class ZramSwap(Swap):
     """Swap on a zram device."""
@@ -64,6 +67,21 @@ class ZramSwap(Swap):
 
 class ZswapSwap(Swap):
     """Swap files with zswap before them."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        """Bytes that the pool may take, where that is less than the kernel can be told; 0: it was told."""
+        self.takes = True
+
+    def keep(self) -> None:
+        """See `Swap`. As the kernel's own limit: above it nothing is stored, below nine tenths again."""
+        if not self.most:
+            return
+        used = self.pool().used
+        takes = used < self.most if self.takes else used < self.most * 9 // 10
+        if takes != self.takes:
+            (ZSWAP / "enabled").write_text("Y" if takes else "N")
+            self.takes = takes
 
     def pool(self) -> Pool:
         """See `Swap`."""
@@ -180,8 +198,11 @@ def swap_file(path: Path, size: int) -> Iterator[Swap]:
 
 
 @contextmanager
-def zswap(path: Path, size: int, percent: int) -> Iterator[Swap]:
-    """Swap on a file with zswap before it, which takes at most `percent` of the machine's memory."""
+def zswap(path: Path, size: int, percent: int, most: int) -> Iterator[Swap]:
+    """Swap on a file with zswap before it, which takes at most `percent` of the machine's memory.
+
+    If `most` is not 0, it takes at most so many bytes: whoever looks at the process calls `keep`.
+    """
     if not ZSWAP.is_dir():
         raise BenchError("this kernel has no zswap")
     with ExitStack() as stack:
@@ -189,7 +210,7 @@ def zswap(path: Path, size: int, percent: int) -> Iterator[Swap]:
         stack.enter_context(setting(ZSWAP / "max_pool_percent", str(percent)))
         stack.enter_context(setting(ZSWAP / "enabled", "Y"))
         stack.enter_context(switched_on(path, FIRST))
-        yield ZswapSwap()
+        yield ZswapSwap(most)
 
 
 def zswap_compressor() -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import statistics
+from dataclasses import fields
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from userswap.bench import bars, faults
-from userswap.bench.compare import Case, Results, cases
+from userswap.bench.compare import Case, Results, Sample, cases
 from userswap.bench.contenders import CONTENDERS
 from userswap.bench.runs import WITHIN
 from userswap.bench.workloads import WORKLOADS
@@ -18,7 +19,6 @@ from userswap.sizes import format_size
 __all__ = ["print_faults", "print_results", "write_csv", "write_plot"]
 
 MIB = 1 << 20
-KERNEL = [name for name, contender in CONTENDERS.items() if contender.kernel]
 
 
 def print_results(results: Results, to: Console) -> None:
@@ -54,14 +54,20 @@ def notes(results: Results) -> list[str]:
     """Say what the table has no room for."""
     said = ["memory: most at once, in place, compressed and page cache together, without what the process had before."]
     ram = results.options.ram
-    more = sorted({s.contender for s in results.samples if s.contender in KERNEL and s.used > ram * (1 + WITHIN)})
-    if more:
+    for what, where in (
+        ("Had more, since they could not be held to it", [s for s in held(results) if s.used > ram * (1 + WITHIN)]),
+        ("Had less than they might", [s for s in held(results) if s.pool and s.used < ram * (1 - 2 * WITHIN)]),
+    ):
+        rows = dict.fromkeys(f"{s.contender} in {s.workload} ({s.used / ram:.2f} of it)" for s in where)
+        if rows:
+            said.append(f"{what}: {', '.join(rows)}.")
+    if any(CONTENDERS[s.contender].kernel == "zswap" and s.capped for s in results.samples):
         said.append(
-            f"{', '.join(more)}: could not be held to {format_size(ram)}, and had more where the table says so."
+            "zswap: the kernel's own limit of its pool, in whole per cents of RAM, is too coarse for this size; it was "
+            "held to less by turning it off and on again (see docs/benchmarks.md)."
         )
-    less = [f"{s.contender} in {s.workload}" for s in results.samples if s.pool and s.used < ram * (1 - 2 * WITHIN)]
-    if less:
-        said.append(f"Had less than it might, since no limit gave it more nearly: {', '.join(dict.fromkeys(less))}.")
+    if any(s.run.units != t.run.units for s in results.samples for t in results.samples if same(s, t)):
+        said.append("Who is slow has done less of the same; two are compared at the amount that both have done.")
     said += not_run(results)
     killed = [f"{s.contender} {s.killed} in {s.workload}" for s in results.samples if s.killed]
     if killed:
@@ -70,6 +76,16 @@ def notes(results: Results) -> list[str]:
     if lifted:
         said.append(f"Found no memory although there was swap, and had their limit lifted: {', '.join(lifted)}.")
     return said
+
+
+def held(results: Results) -> list[Sample]:
+    """Return the runs of those who were to have T."""
+    return [s for s in results.samples if CONTENDERS[s.contender].held and s.overcommit > 1]
+
+
+def same(one: Sample, other: Sample) -> bool:
+    """Whether two runs are of the same case."""
+    return all(getattr(one, f.name) == getattr(other, f.name) for f in fields(Case))
 
 
 def not_run(results: Results) -> list[str]:
@@ -91,7 +107,8 @@ def bars_table(verdicts: list[bars.Verdict]) -> Table:
     for heading in ("", "bar", "measured", ""):
         shown.add_column(heading, justify="left" if heading in ("", "bar") else "right")
     for verdict in verdicts:
-        shown.add_row(verdict.what, verdict.bar, verdict.measured, "met" if verdict.met else "[bold]missed[/bold]")
+        judged = {True: "met", False: "[bold]missed[/bold]", None: "can't be told"}[verdict.met]
+        shown.add_row(verdict.what, verdict.bar, verdict.measured, judged)
     return shown
 
 
@@ -116,7 +133,7 @@ def table(results: Results, title: str, of: list[Case]) -> Table:
                 name,
                 digits(statistics.median(figures)),
                 WORKLOADS[case.workload].unit,
-                f"{digits(min(figures))}..{digits(max(figures))}",
+                f"{digits(min(figures))}..{digits(max(figures))}" if len(figures) > 1 else "1 run",
                 "" if times is None or name == "userswap" else f"{digits(times)}x",
                 f"{statistics.median(run.used for run in runs) / MIB:.0f}",
                 cpu(results, case, name),
@@ -167,7 +184,7 @@ def write_csv(results: Results, path: Path) -> None:
     """Write one line for each run, and one for each contender that did not run."""
     columns = ("workload", "overcommit", "data", "threads", "contender", "round", "figure", "unit", "seconds",
                "cpu_seconds", "kernel_seconds", "swapped_in", "swapped_out", "used_bytes", "pool_bytes", "limit_bytes",
-               "corrections", "killed", "lifted", "not_run")  # fmt: skip
+               "units", "corrections", "killed", "lifted", "not_run")  # fmt: skip
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
@@ -176,7 +193,7 @@ def write_csv(results: Results, path: Path) -> None:
             writer.writerow([
                 s.workload, s.overcommit, s.data, s.threads, s.contender, s.round, s.figure, unit, run.seconds,
                 run.cpu_seconds, run.kernel_seconds, run.swapped_in, run.swapped_out, s.used, s.pool, s.limit,
-                s.corrections, s.killed, s.lifted, "",
+                run.units, s.corrections, s.killed, s.lifted, "",
             ])  # fmt: skip
         for n in results.not_run:
             row = [n.workload, n.overcommit, n.data, n.threads, n.contender]
@@ -196,9 +213,8 @@ def write_plot(results: Results, path: Path) -> None:
         for i, name in enumerate(names):
             at, tops, spread = [], [], []
             for x, case in enumerate(here):
-                runs, reference = results.of(case, name), results.seconds_of(case, "userswap")
-                if runs and reference:
-                    taken = [run.run.seconds / reference for run in runs]
+                taken = results.compared((case, name), (case, "userswap"))
+                if taken:
                     at.append(x - 0.4 + (i + 0.5) * width)
                     tops.append(statistics.median(taken))
                     spread.append((tops[-1] - min(taken), max(taken) - tops[-1]))

@@ -3,6 +3,9 @@
 A program makes its data, works on it while the clock runs, and afterwards says what came out, so that it can be
 compared with the same program's result in ordinary memory. It is written once: whether its arrays live in ordinary
 memory, in userswap, in a mapped file or in Blosc2 is the contender's business (`Memory`). Threads share the work.
+
+Work that is a repetition is done in steps, each as much as all before it, until enough time has passed: 1, 2, 4, 8 ..
+units. So whoever is slow does less, and there are amounts at which any two can be compared.
 """
 
 import importlib
@@ -23,13 +26,15 @@ import numpy.typing as npt
 
 from userswap.bench import kernelswap
 from userswap.bench.data import STEP, Filler, digest
-from userswap.lab import machine
+from userswap.bench.fault_times import fault_times, percentile
 
-__all__ = ["WORKLOADS", "Run", "Spec", "Workload", "anonymous", "run"]
+__all__ = ["ARRAYS", "CLOCK", "DONE", "WORKLOADS", "Run", "Spec", "Workload", "run"]
 
 Array = npt.NDArray[np.float64]
 BATCH = 4096
-"""Random accesses asked for at once."""
+"""Random accesses asked for at once, at most."""
+UNITS = 64
+"""In so many units a random workload makes one access for each two pages."""
 RECORD = 128
 """Values in a record of the Zipf workload: 1 KiB."""
 THETA = 0.99
@@ -55,16 +60,22 @@ class Spec:
     threads: int = 1
     directory: str = "/var/tmp"
     """Where files may be made: of memmap, and userswap's swap file."""
-    usage: str = ""
-    """File that says how much memory the process's cgroup uses; empty: there is none."""
+    seconds: float = 0.0
+    """Work that is a repetition ends with the step that takes it beyond this."""
+    most: int = 0
+    """Units at most; 0: as many as the workload has."""
+    reference: bool = False
+    """Whether to say what comes out after any number of steps."""
+    tell: int = -1
+    """File descriptor where the harness is told how far the process is (`told`); -1: there is none."""
+    go: int = -1
+    """And where it says that it has done its part."""
 
 
 @dataclass
 class Run:
     """What a process found. Seconds, CPU and swapping are of the timed part alone."""
 
-    base: int
-    """Bytes in use before there was any array."""
     seconds: float
     amount: float
     """How much was done, in bytes or accesses."""
@@ -76,8 +87,13 @@ class Run:
     swapped_out: int
     prepare_seconds: float
     result: Any
+    units: int
+    marks: dict[str, float]
+    """Seconds after each step, by the units that were done by then."""
+    results: dict[str, Any] = field(default_factory=dict)
+    """Of a reference: what comes out after so many units."""
     figures: dict[str, int] = field(default_factory=dict)
-    """What userswap says of itself."""
+    """What userswap says of itself; `fault_ns_p...` are of the timed part."""
 
 
 class Memory:
@@ -177,8 +193,8 @@ class Workload(NamedTuple):
     unit: str
     """What a figure of it is: GB/s, MB/s, or µs an access."""
     prepare: Callable[[Memory], Any]
-    work: Callable[[Memory, Any], float]
-    """Returns how much was done: bytes or accesses."""
+    work: Callable[[Memory, Any, range], float]
+    """Does these units, and returns how much that was: bytes or accesses."""
     result: Callable[[Any], Any]
     runs_on: tuple[str, ...]
     why_not: str = ""
@@ -186,6 +202,12 @@ class Workload(NamedTuple):
 
     needs: tuple[str, ...] = ()
     """Packages beyond those that userswap needs."""
+    most: int = 1
+    """Units; 1: it is done as a whole."""
+    warm: Callable[[Memory, Any], Any] | None = None
+    """What is done before the clock runs, so that all begin alike."""
+    draw: Callable[[Memory, Any, range], None] | None = None
+    """What of a step is done while the clock stands."""
 
     def figure(self, amount: float, seconds: float) -> float:
         """Return what was done in so many seconds, in its unit."""
@@ -248,7 +270,7 @@ def fill_prepare(memory: Memory) -> dict[str, Any]:
     return {"filler": Filler(memory.spec.data)}
 
 
-def fill_work(memory: Memory, state: dict[str, Any]) -> float:
+def fill_work(memory: Memory, state: dict[str, Any], units: range) -> float:
     array = state["array"] = memory.empty(memory.spec.size // 8)
 
     def one(i: int) -> None:
@@ -264,32 +286,43 @@ def fill_work(memory: Memory, state: dict[str, Any]) -> float:
 
 # ---- scan, update ----
 
-PASSES = 3
+SCANS, UPDATES = 64, 8
+"""Passes at most."""
 
 
-def scan_work(memory: Memory, state: dict[str, Any]) -> float:
+def scan_work(memory: Memory, state: dict[str, Any], units: range) -> float:
     array = state["array"]
-    if isinstance(array, Packed):
-        for _ in range(PASSES):
+    for _ in units:
+        if isinstance(array, Packed):
             array.decompress()
-        return len(array) * 8.0 * PASSES
-    sums = [
-        sum(in_threads(memory, lambda n: sum(float(array[i : i + STEP].sum()) for i in part(memory, len(array), n))))
-        for _ in range(PASSES)
-    ]
-    state["sums"] = sums
-    return len(array) * 8.0 * PASSES
+            state["passes"] = units.stop
+        else:
+            state.setdefault("sums", []).append(scan(memory, array))
+    return len(array) * 8.0 * len(units)
 
 
-def update_work(memory: Memory, state: dict[str, Any]) -> float:
+def scan(memory: Memory, array: Array) -> float:
+    """Read everything once, in order."""
+    found = in_threads(memory, lambda n: sum(float(array[i : i + STEP].sum()) for i in part(memory, len(array), n)))
+    return float(sum(found))
+
+
+def scan_warm(memory: Memory, state: dict[str, Any]) -> None:
+    """One pass, in which what was made is stored for the first time: the scan is what comes then."""
+    if not isinstance(state["array"], Packed):
+        scan(memory, state["array"])
+
+
+def update_work(memory: Memory, state: dict[str, Any], units: range) -> float:
     array = state["array"]
 
     def one(n: int) -> None:
         for i in part(memory, len(array), n):
             array[i : i + STEP] += 1
 
-    in_threads(memory, one)
-    return len(array) * 8.0
+    for _ in units:
+        in_threads(memory, one)
+    return len(array) * 8.0 * len(units)
 
 
 def array_prepare(memory: Memory) -> dict[str, Any]:
@@ -299,19 +332,12 @@ def array_prepare(memory: Memory) -> dict[str, Any]:
 # ---- random accesses ----
 
 
-def batches(memory: Memory, places: Callable[[np.random.Generator, int], npt.NDArray[np.int64]]) -> list[list[Any]]:
-    """Return, for each thread, batches of places: one access for each two pages."""
-    number = max(memory.spec.size // 8192 // BATCH // memory.spec.threads, 2)
-    generators = [np.random.default_rng(100 + n) for n in range(memory.spec.threads)]
-    return [[places(generator, BATCH) for _ in range(number)] for generator in generators]
+Places = Callable[[np.random.Generator, int], npt.NDArray[np.int64]]
 
 
 def random_prepare(memory: Memory) -> dict[str, Any]:
     length = memory.spec.size // 8
-    return {
-        "places": batches(memory, lambda generator, n: generator.integers(0, length, n)),
-        "array": filled(memory),
-    }
+    return access_prepare(memory, lambda generator, n: generator.integers(0, length, n))
 
 
 def zipf_prepare(memory: Memory) -> dict[str, Any]:
@@ -325,18 +351,29 @@ def zipf_prepare(memory: Memory) -> dict[str, Any]:
         found: npt.NDArray[np.int64] = order[ranks] * RECORD + generator.integers(0, RECORD, n)
         return found
 
-    drawn = batches(memory, places)
-    return {"places": drawn, "array": filled(memory)}
+    return access_prepare(memory, places)
 
 
-def read_work(memory: Memory, state: dict[str, Any]) -> float:
+def access_prepare(memory: Memory, places: Places) -> dict[str, Any]:
+    generators = [np.random.default_rng(100 + n) for n in range(memory.spec.threads)]
+    return {"draw": places, "generators": generators, "array": filled(memory)}
+
+
+def access_draw(memory: Memory, state: dict[str, Any], units: range) -> None:
+    """Draw the places of a step: for each thread, batches of them."""
+    number = max(memory.spec.size // 8192 // UNITS // memory.spec.threads, 2) * len(units)
+    drawn = [state["draw"](generator, number) for generator in state["generators"]]
+    state["places"] = [[some[i : i + BATCH] for i in range(0, number, BATCH)] for some in drawn]
+
+
+def read_work(memory: Memory, state: dict[str, Any], units: range) -> float:
     array, places = state["array"], state["places"]
     sums = in_threads(memory, lambda n: sum(float(array[batch].sum()) for batch in places[n]))
-    state["sums"] = sums
+    state.setdefault("sums", []).append(sums)
     return float(sum(len(batch) for batch in places for batch in batch))
 
 
-def write_work(memory: Memory, state: dict[str, Any]) -> float:
+def write_work(memory: Memory, state: dict[str, Any], units: range) -> float:
     array, places = state["array"], state["places"]
 
     def one(n: int) -> None:
@@ -351,7 +388,7 @@ def write_work(memory: Memory, state: dict[str, Any]) -> float:
 # ---- sort ----
 
 
-def sort_work(memory: Memory, state: dict[str, Any]) -> float:
+def sort_work(memory: Memory, state: dict[str, Any], units: range) -> float:
     array = state["array"]
 
     def one(n: int) -> None:
@@ -366,6 +403,10 @@ def sort_work(memory: Memory, state: dict[str, Any]) -> float:
 
 TILE = 256
 PANELS = 4
+
+
+def product_result(state: dict[str, Any]) -> Any:
+    return [digest(state["product"][: state["panels"]].reshape(-1)), digest(state["square"].reshape(-1))]
 
 
 def product_prepare(memory: Memory) -> dict[str, Any]:
@@ -383,13 +424,13 @@ def product_prepare(memory: Memory) -> dict[str, Any]:
     return state
 
 
-def product_work(memory: Memory, state: dict[str, Any]) -> float:
+def product_work(memory: Memory, state: dict[str, Any], units: range) -> float:
     square, panel, product = state["square"], state["panel"], state["product"]
     tiles = len(square)
 
     def one(n: int) -> None:
         found, partial = np.empty((TILE, TILE)), np.empty((TILE, TILE))
-        for i in range(PANELS):
+        for i in units:
             for j in part(memory, tiles, n, 1):
                 found[:] = 0
                 for k in range(tiles):
@@ -399,14 +440,16 @@ def product_work(memory: Memory, state: dict[str, Any]) -> float:
                 product[i, j] = found
 
     in_threads(memory, one)
-    return float(PANELS * square.nbytes)
+    state["panels"] = units.stop
+    return float(len(units) * square.nbytes)
 
 
 # ---- k-means ----
 
 DIMENSIONS = 16
 CENTERS = 8
-ITERATIONS = 3
+ITERATIONS = 4
+"""At most."""
 ROWS = 1 << 13
 
 
@@ -416,10 +459,10 @@ def kmeans_prepare(memory: Memory) -> dict[str, Any]:
     return {"points": array.reshape(-1, DIMENSIONS)}
 
 
-def kmeans_work(memory: Memory, state: dict[str, Any]) -> float:
+def kmeans_work(memory: Memory, state: dict[str, Any], units: range) -> float:
     points = state["points"]
-    centers = np.array(points[:: len(points) // CENTERS][:CENTERS])
-    for _ in range(ITERATIONS):
+    centers = state["centers"] if units.start else np.array(points[:: len(points) // CENTERS][:CENTERS])
+    for _ in units:
 
         def one(n: int, centers: Array = centers) -> tuple[Array, Array]:
             total, number = np.zeros((CENTERS, DIMENSIONS)), np.zeros(CENTERS)
@@ -435,7 +478,7 @@ def kmeans_work(memory: Memory, state: dict[str, Any]) -> float:
         total, number = (sum(parts[i] for parts in found) for i in (0, 1))
         centers = total / np.maximum(number, 1)[:, None]
     state["centers"] = centers
-    return float(ITERATIONS * points.nbytes)
+    return float(len(units) * points.nbytes)
 
 
 # ---- pandas groupby ----
@@ -459,7 +502,7 @@ def groupby_prepare(memory: Memory) -> dict[str, Any]:
     return {"keys": keys, "columns": columns}
 
 
-def groupby_work(memory: Memory, state: dict[str, Any]) -> float:
+def groupby_work(memory: Memory, state: dict[str, Any], units: range) -> float:
     import pandas as pd
 
     keys, columns = state["keys"], state["columns"]
@@ -494,18 +537,23 @@ def suffix_prepare(memory: Memory) -> dict[str, Any]:
     ranks = memory.empty(-(-length // 2)).view(np.int32)[:length]
     # Words from a vocabulary, some far more often, with a space (0) between.
     generator = np.random.default_rng(5)
-    words = [generator.integers(1, 27, n, dtype=np.uint8) for n in generator.integers(2, 10, 5000)]
-    words = [np.append(word, np.uint8(0)) for word in words]
+    lengths = generator.integers(3, 11, 5000)
+    starts = np.cumsum(lengths) - lengths
+    letters = generator.integers(1, 27, lengths.sum(), dtype=np.uint8)
+    letters[starts + lengths - 1] = 0
     written = 0
     while written < length:
-        drawn = np.minimum(generator.zipf(1.3, ROWS), len(words)) - 1
-        some = np.concatenate([words[i] for i in drawn])[: length - written]
+        drawn = np.minimum(generator.zipf(1.3, ROWS), len(lengths)) - 1
+        long = lengths[drawn]
+        # Where each letter comes from: the start of its word, and so many on.
+        some = letters[np.repeat(starts[drawn] - np.cumsum(long) + long, long) + np.arange(long.sum())]
+        some = some[: length - written]
         text[written : written + len(some)] = some
         written += len(some)
     return {"text": text, "ranks": ranks, "keys": memory.empty(length).view(np.int64)}
 
 
-def suffix_work(memory: Memory, state: dict[str, Any]) -> float:
+def suffix_work(memory: Memory, state: dict[str, Any], units: range) -> float:
     text, keys, ranks = state["text"], state["keys"], state["ranks"]
 
     def one(n: int) -> None:
@@ -539,8 +587,9 @@ def sums(state: dict[str, Any]) -> Any:
     """Sums of what was read, and a digest: reading must not have changed anything."""
     array = state["array"]
     if isinstance(array, Packed):
-        state["sums"] = [sum(float(array[i : i + STEP].sum()) for i in range(0, len(array), STEP))] * PASSES
-    return [state["sums"], digest(array)]
+        one = sum(float(array[i : i + STEP].sum()) for i in range(0, len(array), STEP))
+        return [[one] * state["passes"], digest(array)]  # type: ignore[arg-type]
+    return [list(state["sums"]), digest(array)]
 
 
 def content(state: dict[str, Any]) -> Any:
@@ -561,29 +610,69 @@ def whole_words(array: Any) -> Any:
 
 WORKLOADS: dict[str, Workload] = {
     "fill": Workload("write an array for the first time", "GB/s", fill_prepare, fill_work, content, EVERYWHERE),
-    "scan": Workload("read everything in order, three times", "GB/s", array_prepare, scan_work, sums, PACKED),
-    "random read": Workload("read single values anywhere", "µs", random_prepare, read_work, sums, EVERYWHERE),
-    "random write": Workload("write single values anywhere", "µs", random_prepare, write_work, content, EVERYWHERE),
-    "zipf read": Workload("read values, some far more often", "µs", zipf_prepare, read_work, sums, EVERYWHERE),
-    "update": Workload("add one to everything, in place", "GB/s", array_prepare, update_work, content, EVERYWHERE),
+    "scan": Workload(
+        "read everything in order, over and over",
+        "GB/s",
+        array_prepare,
+        scan_work,
+        sums,
+        PACKED,
+        most=SCANS,
+        warm=scan_warm,
+    ),
+    "random read": Workload(
+        "read single values anywhere",
+        "µs",
+        random_prepare,
+        read_work,
+        sums,
+        EVERYWHERE,
+        most=8 * UNITS,
+        draw=access_draw,
+    ),
+    "random write": Workload(
+        "write single values anywhere",
+        "µs",
+        random_prepare,
+        write_work,
+        content,
+        EVERYWHERE,
+        most=8 * UNITS,
+        draw=access_draw,
+    ),
+    "zipf read": Workload(
+        "read values, some far more often",
+        "µs",
+        zipf_prepare,
+        read_work,
+        sums,
+        EVERYWHERE,
+        most=8 * UNITS,
+        draw=access_draw,
+    ),
+    "update": Workload(
+        "add one to everything, in place", "GB/s", array_prepare, update_work, content, EVERYWHERE, most=UPDATES
+    ),
     "sort": Workload("sort in place", "GB/s", array_prepare, sort_work, content, MAPPED, NOT_STORED),
     "product": Workload(
         "multiply matrices in blocks",
         "GB/s",
         product_prepare,
         product_work,
-        lambda state: [digest(state["product"].reshape(-1)), digest(state["square"].reshape(-1))],
+        product_result,
         MAPPED,
         NOT_STORED,
+        most=PANELS,
     ),
     "k-means": Workload(
-        "three rounds of k-means",
+        "iterations of k-means",
         "GB/s",
         kmeans_prepare,
         kmeans_work,
         lambda state: [state["centers"].tolist(), digest(state["points"].reshape(-1))],
         MAPPED,
         NOT_STORED,
+        most=ITERATIONS,
     ),
     "groupby": Workload(
         "mean and most of columns by a key, with pandas",
@@ -610,17 +699,15 @@ WORKLOADS: dict[str, Workload] = {
 # ---- the process ----
 
 
-def in_use(spec: Spec) -> int:
-    """Bytes that the process, or its cgroup, uses now."""
-    return int(Path(spec.usage).read_text()) if spec.usage else anonymous(os.getpid())
+ARRAYS, CLOCK, DONE = b"a", b"c", b"d"
+"""What the harness is told: arrays come now; the clock runs now; it has stopped. Each time it does something first."""
 
 
-def anonymous(pid: int) -> int:
-    """Bytes of anonymous memory that a process has in place; 0 once it has ended."""
-    try:
-        return int((machine.field(f"/proc/{pid}/status", "RssAnon") or "0 kB").split()[0]) << 10
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
+def told(spec: Spec, what: bytes) -> None:
+    """Tell the harness how far this process is, and wait until it has done what it does then."""
+    if spec.tell >= 0:
+        os.write(spec.tell, what)
+        os.read(spec.go, 1)
 
 
 @contextmanager
@@ -636,38 +723,88 @@ def place(memory: Memory) -> Iterator[None]:
         yield
 
 
+def steps(most: int) -> Iterator[range]:
+    """Return the units of each step."""
+    begin, end = 0, 1
+    while begin < most:
+        yield range(begin, end)
+        begin, end = end, min(2 * end, most)
+
+
 def run(spec: Spec) -> Run:
     """Run a workload in this process."""
     workload = WORKLOADS[spec.workload]
     memory = Memory(spec)
     for package in (*workload.needs, *NEEDED_BY.get(spec.memory, ())):
         importlib.import_module(package)
-    base = in_use(spec)
+    told(spec, ARRAYS)
     with place(memory):
         began = time.perf_counter()
         state = workload.prepare(memory)
         memory.settle()
+        if workload.warm is not None:
+            workload.warm(memory, state)
         prepared = time.perf_counter() - began
-        swapped, used = memory.swapped(), resource.getrusage(resource.RUSAGE_SELF)
-        kernel = kernelswap.kswapd_ms()
+        told(spec, CLOCK)
+        found = timed(memory, workload, state)
+        told(spec, DONE)
+        results = {}
+        result = workload.result(state)
+        if spec.reference:
+            results = every_result(memory, workload, state, found["units"]) | {str(found["units"]): result}
+        return Run(**found, prepare_seconds=prepared, result=result, results=results)
+
+
+def timed(memory: Memory, workload: Workload, state: Any) -> dict[str, Any]:
+    """Work, with the clock running, and return what is measured (`Run`)."""
+    most = min(memory.spec.most or workload.most, workload.most)
+    seconds = amount = 0.0
+    marks = {}
+    pool = memory.pool
+    times = fault_times(pool._core) if pool is not None else []
+    swapped, used, kernel = memory.swapped(), resource.getrusage(resource.RUSAGE_SELF), kernelswap.kswapd_ms()
+    for units in steps(most):
+        if workload.draw is not None:
+            workload.draw(memory, state, units)
         began = time.perf_counter()
-        amount = workload.work(memory, state)
-        seconds = time.perf_counter() - began
-        kernel = kernelswap.kswapd_ms() - kernel
-        after, spent = memory.swapped(), resource.getrusage(resource.RUSAGE_SELF)
-        figures = memory.pool.stats().as_dict() if memory.pool is not None else {}
-        return Run(
-            base=base,
-            seconds=seconds,
-            amount=amount,
-            cpu_seconds=spent.ru_utime + spent.ru_stime - used.ru_utime - used.ru_stime,
-            kernel_seconds=kernel / 1000,
-            swapped_in=after[0] - swapped[0],
-            swapped_out=after[1] - swapped[1],
-            prepare_seconds=prepared,
-            result=workload.result(state),
-            figures=figures,
-        )
+        amount += workload.work(memory, state, units)
+        seconds += time.perf_counter() - began
+        marks[str(units.stop)] = seconds
+        if seconds >= memory.spec.seconds:
+            break
+    kernel = kernelswap.kswapd_ms() - kernel
+    after, spent = memory.swapped(), resource.getrusage(resource.RUSAGE_SELF)
+    figures = {}
+    if pool is not None:
+        times = [now - before for now, before in zip(fault_times(pool._core), times, strict=True)]
+        figures = pool.stats().as_dict()
+        figures |= {f"fault_ns_p{share:g}": percentile(times, share) for share in (50, 90, 99, 99.9)}
+    return {
+        "seconds": seconds,
+        "amount": amount,
+        "cpu_seconds": spent.ru_utime + spent.ru_stime - used.ru_utime - used.ru_stime,
+        "kernel_seconds": kernel / 1000,
+        "swapped_in": after[0] - swapped[0],
+        "swapped_out": after[1] - swapped[1],
+        "units": units.stop,
+        "marks": marks,
+        "figures": figures,
+    }
+
+
+def every_result(memory: Memory, workload: Workload, state: Any, most: int) -> dict[str, Any]:
+    """Do it all again, and return what comes out after each step."""
+    results: dict[str, Any] = {}
+    if most == 1:
+        return results
+    state.clear()
+    state |= workload.prepare(memory)
+    for units in steps(most):
+        if workload.draw is not None:
+            workload.draw(memory, state, units)
+        workload.work(memory, state, units)
+        results[str(units.stop)] = workload.result(state)
+    return results
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from userswap.sizes import format_size, parse_size
 __all__ = ["prepare_compare"]
 
 T = TypeVar("T")
-RAM, QUICK_RAM = "512M", "96M"
+RAM, QUICK_RAM = "256M", "64M"
+SECONDS, QUICK_SECONDS = 1.0, 0.2
 ROUNDS, QUICK_ROUNDS = 3, 1
 LEAST_RAM = 32 << 20
 
@@ -27,15 +28,19 @@ def prepare_compare(arguments: list[str]) -> Action:
 
     parser = Parser(
         prog="userswap bench compare",
-        description="The same programs in the same memory: under userswap, the kernel's swap, and others.",
+        description="The same programs in the same memory: under userswap, the kernel's swap, and others. "
+        "Takes about ten minutes.",
     )
-    parser.add_argument("--quick", action="store_true", help="two minutes' worth: smaller arrays, one round")
+    parser.add_argument("--quick", action="store_true", help="two minutes' worth: less memory and work, one round")
     parser.add_argument("--workload", metavar="A,B", help=f"only these of: {', '.join(WORKLOADS)}")
     parser.add_argument("--contender", metavar="A,B", help=f"only these of: {', '.join(CONTENDERS)}")
     parser.add_argument("--overcommit", metavar="X,Y", default="2", help="array memory by RAM (default %(default)s)")
     parser.add_argument("--data", metavar="A,B", default="2:1", help=f"of {', '.join(KINDS)} (default %(default)s)")
     parser.add_argument("--threads", metavar="N,M", default="1", help="of the program (default %(default)s)")
-    parser.add_argument("--rounds", type=int, help=f"for the medians (default {ROUNDS}; quick: {QUICK_ROUNDS})")
+    parser.add_argument(
+        "--rounds", type=int,
+        help=f"for the medians (default {ROUNDS}, but one for who is slow; quick: {QUICK_ROUNDS})",
+    )  # fmt: skip
     parser.add_argument("--ram", metavar="SIZE", help=f"for the arrays (default {RAM}; quick: {QUICK_RAM})")
     parser.add_argument("--json", metavar="FILE", help="write everything there, each sample included")
     parser.add_argument("--csv", metavar="FILE", help="write a line for each run")
@@ -72,6 +77,8 @@ def prepare_compare(arguments: list[str]) -> Action:
         rounds=rounds,
         ram=ram,
         directory=place(4 * needs),
+        seconds=QUICK_SECONDS if options.quick else SECONDS,
+        every=options.rounds is not None,
     )
     files = {name: writable(f"--{name}", getattr(options, name)) for name in ("json", "csv")}
     plot = writable_plot(options.plot)
