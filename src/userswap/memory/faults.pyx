@@ -43,11 +43,11 @@ from userswap.memory.syscalls cimport PinOps, siginfo_t, sigbus_chain, sigbus_in
 from userswap.native.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
 )
+from userswap.native.sum cimport sum_folio, sum_start
 from userswap.native.us cimport (
     us_add, us_assert, us_cas, us_chaos, us_load, us_lock, us_now, us_read, us_store, us_unlock,
     us_word_release, us_word_wait, us_write,
 )
-from userswap.native.sum cimport us_sum, us_sum_start
 from userswap.reclaim.reclaim cimport reclaim_background, reclaim_charge, reclaim_short, reclaim_try, reclaim_uncharge
 from userswap.swap.holder cimport holder_release
 from userswap.swap.kin cimport kin_after_fork, kin_before_fork
@@ -321,7 +321,7 @@ cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writi
                 stage_give(frame, 1, False)
             elif frame != NULL:
                 if not writing:
-                    region.sums[index] = us_sum(frame, bytes)
+                    region.sums[index] = sum_folio(frame, bytes)
                 error = place(folio, frame)
         if not writing:
             next = word_make(CLEAN, id) | (GUARDED if frame == NULL else 0)
@@ -452,7 +452,7 @@ cdef int stage_folio(Region* region, uint64_t index, char* frame, Worker* worker
     """The bytes of a SWAPPED folio, whose word is BUSY, to the stage. 0 or -errno."""
     cdef int error = swap_in(region.pool.swap, worker, word_id(us_load(&region.words[index])), frame, FOLIO_BYTES, 0)
     if error == 0:
-        region.sums[index] = us_sum(frame, FOLIO_BYTES)
+        region.sums[index] = sum_folio(frame, FOLIO_BYTES)
     return error
 
 
@@ -741,7 +741,7 @@ cdef int find_victims(MemoryPool* pool, Victim* victims, int most, Victim* doubt
 
 cdef bint still_clean(Region* region, uint64_t index, const char* bytes) noexcept nogil:
     """Whether a folio that is CLEAN and not GUARDED is what its id has. Nobody can write to `bytes` any more."""
-    return us_sum(bytes, folio_bytes(region, index)) == region.sums[index]
+    return sum_folio(bytes, folio_bytes(region, index)) == region.sums[index]
 
 
 cdef void put_back(char* folio, char* frame, uint64_t bytes) noexcept nogil:
@@ -1356,7 +1356,7 @@ cdef int faults_install() noexcept nogil:
     if error == 0:
         error = sigbus_install(on_sigbus)
     if error == 0:
-        error = us_sum_start()
+        error = sum_start()
     if error == 0 and not installed:
         error = -pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child)
         installed = error == 0
