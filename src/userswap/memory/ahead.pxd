@@ -9,9 +9,10 @@
 # that is given back it is MAKING once more, so that a region is not freed as long as a job names it.
 # Beside windows, the thread is asked to reclaim (a job with ROOM for its first folio), so that faults rarely have to.
 # `ahead_lock` is a leaf mutex.
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from userswap.memory.regions cimport MemoryPool, Region
+from userswap.memory.stage cimport STAGE_SLOTS
 
 cdef enum:
     AHEAD_JOBS = 5
@@ -24,7 +25,11 @@ cdef struct Job:
     Region* region
     uint64_t first              # its first folio
     char* frames
-    int64_t next                # the folio that is done next
+    int64_t next                # of `order`, the folio that is done next
+    uint8_t[STAGE_SLOTS] order  # what has to be read from a swap file comes last
+    int64_t far                 # and is the last so many
+    int64_t fetched             # it is read: entries are for swap_unpack
+    uint64_t[STAGE_SLOTS] entries
     int64_t helpers             # threads that look at the job; under the lock
     int64_t error
     uint64_t age

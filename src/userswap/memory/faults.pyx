@@ -12,7 +12,7 @@ Deadlock: a thread that owns a BUSY folio waits only for (1) entry locks, whose 
 what is busy. `reclaim_charge` runs before a worker is taken, because eviction takes one of its own.
 """
 from libc.errno cimport EINVAL, ENOMEM, ENXIO, errno
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport qsort
 from libc.string cimport memcpy, memset, strerror, strlen
@@ -53,8 +53,8 @@ from userswap.swap.holder cimport holder_release
 from userswap.swap.kin cimport kin_after_fork, kin_before_fork
 from userswap.swap.map cimport HolderOps, SwapMap
 from userswap.swap.space cimport (
-    RUN_FOLIOS, SwapSpace, space_has_slots, space_inherit, swap_cached, swap_compact, swap_dup, swap_in,
-    swap_out, swap_out_run, swap_put, swap_same, swap_shared, swap_uncache, swap_writeback,
+    RUN_FOLIOS, SwapSpace, space_has_slots, space_inherit, swap_cached, swap_compact, swap_dup, swap_far, swap_fetch,
+    swap_in, swap_out, swap_out_run, swap_put, swap_same, swap_shared, swap_uncache, swap_unpack, swap_writeback,
 )
 
 cdef extern from *:
@@ -421,6 +421,7 @@ cdef bint make_window(Region* region, uint64_t first, bint writing) noexcept nog
     cdef Worker* worker
     cdef char* frames
     cdef bint zeros = False
+    cdef uint64_t[STAGE_SLOTS] entries
     cdef int error = 0
     cdef uint64_t i
     if not charge(region, STAGE_SLOTS * FOLIO_BYTES, False):
@@ -431,8 +432,9 @@ cdef bint make_window(Region* region, uint64_t first, bint writing) noexcept nog
             memset(frames, 0, STAGE_SLOTS * FOLIO_BYTES)
     elif frames != NULL:
         worker = codec_take()
+        fetch(region, first, frames, worker, entries)
         for i in range(STAGE_SLOTS):
-            error = stage_folio(region, first + i, frames + (i << FOLIO_SHIFT), worker)
+            error = stage_folio(region, first + i, frames + (i << FOLIO_SHIFT), worker, entries[i])
             if error:
                 break
         codec_give(worker)
@@ -448,33 +450,71 @@ cdef bint make_window(Region* region, uint64_t first, bint writing) noexcept nog
 
 # ---- readahead: the jobs of memory/ahead ----
 
-cdef int stage_folio(Region* region, uint64_t index, char* frame, Worker* worker) noexcept nogil:
-    """The bytes of a SWAPPED folio, whose word is BUSY, to the stage. 0 or -errno."""
-    cdef int error = swap_in(region.pool.swap, worker, word_id(us_load(&region.words[index])), frame, FOLIO_BYTES, 0)
+cdef int stage_folio(Region* region, uint64_t index, char* frame, Worker* worker, uint64_t fetched) noexcept nogil:
+    """The bytes of a SWAPPED folio, whose word is BUSY, to the stage. `fetched`: what swap_fetch said. 0 or -errno."""
+    cdef SwapSpace* swap = region.pool.swap
+    cdef int error
+    if fetched:
+        error = swap_unpack(swap, worker, fetched, frame)
+    else:
+        error = swap_in(swap, worker, word_id(us_load(&region.words[index])), frame, FOLIO_BYTES, 0)
     if error == 0:
         region.sums[index] = sum_folio(frame, FOLIO_BYTES)
     return error
 
 
-cdef void do_share(Job* job) noexcept nogil:
-    """Folios of an OPEN job, until all are done or with others."""
+cdef void fetch(Region* region, uint64_t first, char* frames, Worker* worker, uint64_t* entries) noexcept nogil:
+    """What of a window, whose words are BUSY, is in a swap file: to its frames (see swap_fetch)."""
+    cdef uint64_t[STAGE_SLOTS] ids
+    cdef int i
+    for i in range(STAGE_SLOTS):
+        ids[i] = word_id(us_load(&region.words[first + <uint64_t>i]))
+    swap_fetch(region.pool.swap, ids, STAGE_SLOTS, frames, worker.folio, entries)
+
+
+cdef void put_in_order(Job* job) noexcept nogil:
+    """Helpers do what is near while the thread reads what is far."""
+    cdef int i, near = 0, far = STAGE_SLOTS
+    for i in range(STAGE_SLOTS):
+        if swap_far(job.region.pool.swap, word_id(us_load(&job.region.words[job.first + <uint64_t>i]))):
+            far -= 1
+            job.order[far] = <uint8_t>i
+        else:
+            job.order[near] = <uint8_t>i
+            near += 1
+        job.entries[i] = 0
+    job.far = STAGE_SLOTS - near
+    us_write(&job.fetched, job.far == 0)
+
+
+cdef void do_share(Job* job, bint fetching) noexcept nogil:
+    """Folios of an OPEN job, until all are done or with others. `fetching`: this thread reads what is far."""
     cdef Worker* worker = codec_take()
-    cdef int64_t i
+    cdef int64_t turn, i
     cdef int error
+    if fetching and not us_read(&job.fetched):
+        fetch(job.region, job.first, job.frames, worker, job.entries)
+        us_write(&job.fetched, 1)
     while True:
-        i = us_add(&job.next, 1) - 1
-        if i >= STAGE_SLOTS:
+        turn = us_add(&job.next, 1) - 1
+        if turn >= STAGE_SLOTS:
             break
-        error = stage_folio(job.region, job.first + <uint64_t>i, job.frames + (i << FOLIO_SHIFT), worker)
+        while turn >= STAGE_SLOTS - job.far and not us_read(&job.fetched):
+            sched_yield()               # a helper that has nothing else to do
+        i = job.order[turn]
+        error = stage_folio(job.region, job.first + <uint64_t>i, job.frames + (i << FOLIO_SHIFT), worker,
+                            job.entries[i])
         if error:
             us_write(&job.error, error)
     codec_give(worker)
 
 
 cdef void unbusy(Region* region, uint64_t first, uint64_t count, uint64_t spared, uint64_t flag) noexcept nogil:
-    """Releases words that are BUSY by us as they were, but for `spared`, with `flag`."""
-    cdef uint64_t i
-    for i in range(first, first + count):
+    """Releases words that are BUSY by us as they were, but for `spared`, with `flag`. The first one last: a scan waits for
+    that, and then wants all of them at once."""
+    cdef uint64_t i = first + count
+    while i > first:
+        i -= 1
         if i != spared:
             us_word_release(&region.words[i], (us_load(&region.words[i]) & ~<uint64_t>(BUSY | WAITERS | STAGED)) | flag,
                             WAITERS)
@@ -511,8 +551,9 @@ cdef void make_ahead(Job* job) noexcept nogil:
         shared = swap_shared(region.pool.swap, word_id(word))
     job.frames = stage_take_window(&zeros) if held == STAGE_SLOTS and not shared else NULL
     if job.frames != NULL:
+        put_in_order(job)
         ahead_open(job)
-        do_share(job)
+        do_share(job, True)
         ahead_close(job)
         ready = us_read(&job.error) == 0
         if not ready:
@@ -541,7 +582,7 @@ cdef bint help_ahead(Region* region, uint64_t index) noexcept nogil:
     cdef Job* job = ahead_help(region, index - index % STAGE_SLOTS)
     if job == NULL:
         return False
-    do_share(job)
+    do_share(job, False)
     ahead_helped(job)
     return True
 
