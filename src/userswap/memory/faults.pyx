@@ -20,8 +20,8 @@ from libc.string cimport memcpy, memset, strerror, strlen
 from userswap.backends.codec cimport FOLIO_BYTES, FOLIO_SHIFT, Worker, codec_give, codec_take
 from userswap.backends.swapfile cimport swapfile_name
 from userswap.memory.ahead cimport (
-    AHEAD_DEPTH, ROOM, AheadOps, Job, ahead_ask, ahead_close, ahead_end, ahead_forget, ahead_help, ahead_helped,
-    ahead_open, ahead_renew, ahead_running, ahead_start, ahead_take,
+    AHEAD_DEPTH, ROOM, AheadOps, Job, ahead_ask, ahead_await, ahead_close, ahead_end, ahead_fetched, ahead_forget,
+    ahead_help, ahead_helped, ahead_open, ahead_renew, ahead_running, ahead_start, ahead_take,
 )
 from userswap.memory.frames cimport (
     frame_fill, frame_fill_zeros, frame_mend, frame_move_in, frame_move_out, frame_protect, frame_unprotect,
@@ -45,8 +45,8 @@ from userswap.native.mman cimport (
 )
 from userswap.native.sum cimport sum_folio, sum_start
 from userswap.native.us cimport (
-    us_add, us_assert, us_cas, us_chaos, us_load, us_lock, us_now, us_read, us_store, us_unlock,
-    us_word_release, us_word_wait, us_write,
+    us_add, us_assert, us_cas, us_chaos, us_load, us_lock, us_now, us_read, us_store, us_store32, us_unlock,
+    us_word_release, us_word_spin, us_word_wait, us_write,
 )
 from userswap.reclaim.reclaim cimport reclaim_background, reclaim_charge, reclaim_short, reclaim_try, reclaim_uncharge
 from userswap.swap.holder cimport holder_release
@@ -136,6 +136,7 @@ cdef enum:
     BATCH = STAGE_SLOTS         # most folios evicted in one go
     LEAST_BATCH = 8             # and fewest, so that neighbours share system calls and TLB flushes
     TRIES = 64                  # victims that may fail to leave (incompressible, no device) before it gives up
+    SPINS = 400                 # looks at a word before sleeping: most are held for a few microseconds
     GATE_CLOSED = 1
     GATE_WAITERS = 2
     GATE_ONE = 4
@@ -484,7 +485,7 @@ cdef void put_in_order(Job* job) noexcept nogil:
             near += 1
         job.entries[i] = 0
     job.far = STAGE_SLOTS - near
-    us_write(&job.fetched, job.far == 0)
+    us_store32(&job.fetched, job.far == 0)
 
 
 cdef void do_share(Job* job, bint fetching) noexcept nogil:
@@ -492,15 +493,15 @@ cdef void do_share(Job* job, bint fetching) noexcept nogil:
     cdef Worker* worker = codec_take()
     cdef int64_t turn, i
     cdef int error
-    if fetching and not us_read(&job.fetched):
+    if fetching and job.far:
         fetch(job.region, job.first, job.frames, worker, job.entries)
-        us_write(&job.fetched, 1)
+        ahead_fetched(job)
     while True:
         turn = us_add(&job.next, 1) - 1
         if turn >= STAGE_SLOTS:
             break
-        while turn >= STAGE_SLOTS - job.far and not us_read(&job.fetched):
-            sched_yield()               # a helper that has nothing else to do
+        if turn >= STAGE_SLOTS - job.far:
+            ahead_await(job)
         i = job.order[turn]
         error = stage_folio(job.region, job.first + <uint64_t>i, job.frames + (i << FOLIO_SHIFT), worker,
                             job.entries[i])
@@ -510,8 +511,8 @@ cdef void do_share(Job* job, bint fetching) noexcept nogil:
 
 
 cdef void unbusy(Region* region, uint64_t first, uint64_t count, uint64_t spared, uint64_t flag) noexcept nogil:
-    """Releases words that are BUSY by us as they were, but for `spared`, with `flag`. The first one last: a scan waits for
-    that, and then wants all of them at once."""
+    """Releases words that are BUSY by us as they were, but for `spared`, with `flag`. The first one last: a scan waits
+    for that, and then wants all of them at once."""
     cdef uint64_t i = first + count
     while i > first:
         i -= 1
@@ -703,7 +704,7 @@ cdef int folio_fault(Region* region, uint64_t index, int writing, char* page) no
                 # otherwise, since nobody would lift it again.
                 missing = frame_mend(page, us_self_guarded())
                 return missing if missing < 0 else 0
-            if not help_ahead(region, index):
+            if not help_ahead(region, index) and not us_word_spin(at, word, SPINS):
                 us_word_wait(at, word, WAITERS)
             continue
         state = word_state(word)

@@ -1,5 +1,5 @@
-# A keyed sum of a folio: is it what it was? (sum.h says how.) The key, and which kind of sum this processor gets, are one
-# for the process, and for a forked child.
+# A keyed sum of a folio: is it what it was? (sum.h says how.) The key, and which kind of sum this processor gets, are
+# one for the process, and for a forked child.
 from libc.stdint cimport uint64_t
 
 cdef int sum_start() noexcept nogil                             # draws the key, once: 0 or -errno

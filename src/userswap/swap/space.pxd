@@ -86,10 +86,11 @@ cdef void swap_out_run(SwapSpace* s, Worker* worker, const void* data, int count
 cdef int swap_in(SwapSpace* s, Worker* worker, uint64_t id, void* data, int n, uint64_t folio) noexcept nogil
 # Is it in a swap file, just now: it takes long to read.
 cdef bint swap_far(SwapSpace* s, uint64_t id) noexcept nogil
-# For n folios that come together: what is in a swap file is read, packed as it is, to their frames (FOLIO_BYTES each, one
-# behind the other), what lies in a row there by one request. `entries` gets what swap_unpack, which does the rest, has
-# to know of each; 0: swap_in has to bring that one. `scrap`: FOLIO_BYTES for what nobody wants.
-# Locks several entries at once: of ids that nobody else has, so that only storage, which waits for none, can be at them.
+# For n folios that come together: what is in a swap file is read, packed as it is, to their frames (FOLIO_BYTES each,
+# one behind the other), what lies in a row there by one request. `entries` gets what swap_unpack, which does the rest,
+# has to know of each; 0: swap_in has to bring that one. `scrap`: FOLIO_BYTES for what nobody wants.
+# Locks several entries at once: of ids that nobody else has, so that only storage, which waits for none, can be at
+# them.
 cdef void swap_fetch(SwapSpace* s, const uint64_t* ids, int n, char* frames, char* scrap,
                      uint64_t* entries) noexcept nogil
 cdef int swap_unpack(SwapSpace* s, Worker* worker, uint64_t entry, char* frame) noexcept nogil  # 0 or -EIO
