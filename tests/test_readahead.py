@@ -481,7 +481,9 @@ def reads():
     return int(Path("/proc/self/io").read_text().split("syscr: ")[1].split()[0])
 
 def right(first):
-    rows = np.stack([data(kind, FOLIO, folio) for folio in range(first, first + WINDOW)])
+    # Of mixed sizes: the pool, and so the file, has them in another order than the array.
+    kinds = ["small", "walk"] if kind == "mixed" else [kind, kind]
+    rows = np.stack([data(kinds[folio % 2], FOLIO, folio) for folio in range(first, first + WINDOW)])
     for i in range(WINDOW):
         if (first + i) % SPARED == 0:
             rows[i] = i + 1
@@ -494,7 +496,13 @@ for first in range(0, FOLIOS, WINDOW):
 for turn in range(2):
     pool.evict()
     pool.evict()
-    pool.writeback(1 << 30)
+    if turn == 0:
+        pool.writeback(1 << 30)
+        for folio in range(3, FOLIOS, 16):
+            # Written, not read before: it leaves a gap in the file, which is not worth a request more.
+            memory[folio, 0] = right(folio - folio % WINDOW)[folio % WINDOW, 0]
+        pool.evict()
+        pool.evict()
     stats, before, wrong = pool.stats(), reads(), []
     assert stats.resident_bytes == 0 and stats.slot_bytes > 0
     for first in range(0, FOLIOS, WINDOW):
@@ -510,7 +518,7 @@ check_empty(pool)
 
 
 def far(kind: str, cpus: int, **environment: str) -> int:
-    """Requests that a scan takes of 204 folios in a swap file, among 52 that are same-filled."""
+    """Requests that a scan takes of 190 folios or more in a swap file, among others that are not."""
     result = run_python(FAR, kind, str(cpus), str(Path(__file__).parent), environment=environment)
     assert (result.returncode, result.stderr) == (0, "")
     asked, ahead = result.stdout.split()
@@ -519,12 +527,12 @@ def far(kind: str, cpus: int, **environment: str) -> int:
 
 
 @pytest.mark.parametrize("cpus", [1, 2])
-@pytest.mark.parametrize("kind", ["small", "noise"])
-def test_what_lies_together_in_the_file_is_read_together(kind: str, cpus: int) -> None:
+@pytest.mark.parametrize(("kind", "most"), [("small", 40), ("mixed", 78), ("noise", 65)])
+def test_what_lies_together_in_the_file_is_read_together(kind: str, most: int, cpus: int) -> None:
     if len(os.sched_getaffinity(0)) < cpus:
         pytest.skip("readahead needs a second processor")
     # The first windows come folio by folio: faults follow each other before they are whole.
-    assert far(kind, cpus) < 100
+    assert far(kind, cpus) <= most
 
 
 SHORT = r"""
@@ -551,7 +559,7 @@ def test_what_can_not_be_read_together_is_read_one_by_one(tmp_path: Path) -> Non
     subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "short.so", tmp_path / "short.c"], check=True)
     cpus = min(2, len(os.sched_getaffinity(0)))
     for kind, how in (("small", "short"), ("noise", "error")):
-        assert far(kind, cpus, LD_PRELOAD=str(tmp_path / "short.so"), SHORT=how) >= 204
+        assert far(kind, cpus, LD_PRELOAD=str(tmp_path / "short.so"), SHORT=how) >= 190
 
 
 def test_what_was_made_ready_is_used(pool: Any) -> None:
