@@ -67,14 +67,16 @@ def check_empty(pool: userswap.Pool) -> None:
     assert pool.stats().pool_bytes <= 1 << 20
 
 
-def run_python(code: str, *args: str, timeout: float = 120, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run code in a fresh interpreter that finds the same userswap."""
+def run_python(
+    code: str, *args: str, timeout: float = 120, environment: dict[str, str] | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter that finds the same userswap. `environment`: added to ours."""
     return subprocess.run(
         [sys.executable, "-c", code, *args],
         capture_output=True,
         text=True,
         timeout=timeout,
         check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={**os.environ, **(environment or {}), "PYTHONPATH": os.pathsep.join(sys.path)},
         **options,
     )

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ import pytest
 
 from helpers import FOLIO, check_empty, check_pool, data, fresh_pool, run_python
 from userswap import UserswapError
+from userswap.swap.map import BOUND
 
 RAM = "128MiB"
 FOLIOS = 2560  # 160 MiB
@@ -459,3 +463,114 @@ def test_a_write_anywhere_in_a_folio_is_noticed(pool: Any) -> None:
     out(pool)
     assert np.array_equal(memory, model)
     check_pool(pool)
+
+
+# ---- windows of which something is in a swap file ----
+
+FAR = """
+import os, sys
+kind, cpus = sys.argv[1], int(sys.argv[2])
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cpus])
+from pathlib import Path
+import numpy as np
+sys.path.insert(0, sys.argv[3])
+from helpers import check_empty, check_pool, data, fresh_pool
+
+WINDOW, FOLIO, FOLIOS, SPARED = 32, 1 << 16, 256, 5
+
+def reads():
+    return int(Path("/proc/self/io").read_text().split("syscr: ")[1].split()[0])
+
+def right(first):
+    # Of mixed sizes: the pool, and so the file, has them in another order than the array.
+    kinds = ["small", "walk"] if kind == "mixed" else [kind, kind]
+    rows = np.stack([data(kinds[folio % 2], FOLIO, folio) for folio in range(first, first + WINDOW)])
+    for i in range(WINDOW):
+        if (first + i) % SPARED == 0:
+            rows[i] = i + 1
+    return rows
+
+pool = fresh_pool("128MiB")
+memory = pool.empty((FOLIOS, FOLIO), np.uint8)
+for first in range(0, FOLIOS, WINDOW):
+    memory[first : first + WINDOW] = right(first)
+for turn in range(2):
+    pool.evict()
+    pool.evict()
+    if turn == 0:
+        pool.writeback(1 << 30)
+        for folio in range(3, FOLIOS, 16):
+            # Written, not read before: it leaves a gap in the file, which is not worth a request more.
+            memory[folio, 0] = right(folio - folio % WINDOW)[folio % WINDOW, 0]
+        pool.evict()
+        pool.evict()
+    stats, before, wrong = pool.stats(), reads(), []
+    assert stats.resident_bytes == 0 and stats.slot_bytes > 0
+    for first in range(0, FOLIOS, WINDOW):
+        if not np.array_equal(memory[first : first + WINDOW], right(first)):
+            wrong.append(first)
+    asked = reads() - before
+    assert not wrong, wrong
+    check_pool(pool)
+print(asked, pool.stats().readahead > 0)
+del memory
+check_empty(pool)
+"""
+
+
+def far(kind: str, cpus: int, **environment: str) -> int:
+    """Requests that a scan takes of 190 folios or more in a swap file, among others that are not."""
+    result = run_python(FAR, kind, str(cpus), str(Path(__file__).parent), environment=environment)
+    assert (result.returncode, result.stderr) == (0, "")
+    asked, ahead = result.stdout.split()
+    assert ahead == str(cpus > 1)
+    return int(asked)
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+@pytest.mark.parametrize(("kind", "most"), [("small", 40), ("mixed", 78), ("noise", 65)])
+def test_what_lies_together_in_the_file_is_read_together(kind: str, most: int, cpus: int) -> None:
+    if len(os.sched_getaffinity(0)) < cpus:
+        pytest.skip("readahead needs a second processor")
+    # The first windows come folio by folio: faults follow each other before they are whole.
+    # Where ids are slots, a folio has its place in the file for good, whatever left before it.
+    assert far(kind, cpus) <= (100 if os.environ.get("USERSWAP_MAP") in BOUND else most)
+
+
+SHORT = r"""
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+/* What should be read by one request is not, or only in part; and what was read up to there is nothing to rely on. */
+static ssize_t cut(int fd, const struct iovec *parts, int n, off_t at) {
+    for (int i = 0; i < n; i++)
+        for (size_t j = 0; j < parts[i].iov_len; j++) ((char *)parts[i].iov_base)[j] = 0x5a;
+    if (getenv("SHORT")[0] == 'e') { errno = EIO; return -1; }
+    return n > 1 ? preadv2(fd, parts, n - 1, at, 0) : 0;
+}
+ssize_t preadv(int fd, const struct iovec *parts, int n, off_t at) { return cut(fd, parts, n, at); }
+ssize_t preadv64(int fd, const struct iovec *parts, int n, off64_t at) { return cut(fd, parts, n, at); }
+"""
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler to build the library that cuts requests short")
+def test_what_can_not_be_read_together_is_read_one_by_one(tmp_path: Path) -> None:
+    (tmp_path / "short.c").write_text(SHORT)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "short.so", tmp_path / "short.c"], check=True)
+    cpus = min(2, len(os.sched_getaffinity(0)))
+    for kind, how in (("small", "short"), ("noise", "error")):
+        assert far(kind, cpus, LD_PRELOAD=str(tmp_path / "short.so"), SHORT=how) >= 190
+
+
+def test_what_was_made_ready_is_used(pool: Any) -> None:
+    """A scan that comes while its window is made finds all of it, and need not make it once more."""
+    memory, versions = filled(pool), np.zeros(FOLIOS, np.int64)
+    for _ in range(4):
+        out(pool)
+        scan(memory, versions)
+    stats = pool.stats()
+    if stats.readahead == 0:
+        pytest.skip("readahead needs a second processor")
+    assert stats.readahead_hits > 0.97 * stats.readahead

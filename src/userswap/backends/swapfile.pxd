@@ -7,6 +7,11 @@ cdef enum:
     SLOT_BYTES = 4096
     CLUSTER_SLOTS = 512
 
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void* iov_base
+        size_t iov_len
+
 cdef struct SwapFile
 
 # `limit`: most bytes the file may have. The descriptor is owned from now on and closed by delete.
@@ -23,5 +28,8 @@ cdef void swapfile_free(SwapFile* f, int64_t slot, int n) noexcept nogil
 # Whole transfers of n * SLOT_BYTES at a 4096-aligned buffer, EINTR and short transfers handled: 0 or -errno.
 cdef int swapfile_write(SwapFile* f, int64_t slot, int n, const void* buffer) noexcept nogil
 cdef int swapfile_read(SwapFile* f, int64_t slot, int n, void* buffer) noexcept nogil
+# One system call for what lies in a row from a slot on, to several places (at most 64, whole slots, 4096-aligned).
+# False: not all of it came. Whoever wants to know why reads one by one.
+cdef bint swapfile_scatter(SwapFile* f, int64_t slot, iovec* parts, int count) noexcept nogil
 cdef int64_t swapfile_used(SwapFile* f) noexcept nogil          # slots in use
 cdef int64_t swapfile_metadata(SwapFile* f) noexcept nogil      # bytes of RAM for bitmaps

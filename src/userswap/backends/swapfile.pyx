@@ -29,6 +29,9 @@ cdef extern from "<sys/mman.h>" nogil:
         MADV_DONTDUMP
         MADV_NOHUGEPAGE
 
+cdef extern from "<sys/uio.h>" nogil:
+    ssize_t preadv(int fd, const iovec* parts, int count, int64_t offset)
+
 cdef extern from "<unistd.h>" nogil:
     int ftruncate(int fd, int64_t length)
 
@@ -418,6 +421,17 @@ cdef int swapfile_read(SwapFile* f, int64_t slot, int n, void* buffer) noexcept 
             break
     c.errno = kept
     return result
+
+cdef bint swapfile_scatter(SwapFile* f, int64_t slot, iovec* parts, int count) noexcept nogil:
+    cdef int64_t whole = 0
+    cdef int kept = c.errno
+    cdef bint all_there
+    cdef int i
+    for i in range(count):
+        whole += <int64_t>parts[i].iov_len
+    all_there = preadv(f.fd, parts, count, slot * SLOT_BYTES) == whole
+    c.errno = kept
+    return all_there
 
 cdef int64_t swapfile_used(SwapFile* f) noexcept nogil:
     return us_read(&f.used)

@@ -9,9 +9,10 @@
 # that is given back it is MAKING once more, so that a region is not freed as long as a job names it.
 # Beside windows, the thread is asked to reclaim (a job with ROOM for its first folio), so that faults rarely have to.
 # `ahead_lock` is a leaf mutex.
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from userswap.memory.regions cimport MemoryPool, Region
+from userswap.memory.stage cimport STAGE_SLOTS
 
 cdef enum:
     AHEAD_JOBS = 5
@@ -24,7 +25,11 @@ cdef struct Job:
     Region* region
     uint64_t first              # its first folio
     char* frames
-    int64_t next                # the folio that is done next
+    int64_t next                # of `order`, the folio that is done next
+    uint8_t[STAGE_SLOTS] order  # what has to be read from a swap file comes last
+    int64_t far                 # and is the last so many
+    uint32_t fetched            # it is read, and `entries` are for swap_unpack; a futex
+    uint64_t[STAGE_SLOTS] entries
     int64_t helpers             # threads that look at the job; under the lock
     int64_t error
     uint64_t age
@@ -41,6 +46,8 @@ cdef int ahead_start(const AheadOps* ops) noexcept nogil        # the thread, on
 cdef bint ahead_running() noexcept nogil
 cdef void ahead_ask(Region* region, uint64_t first) noexcept nogil
 cdef void ahead_open(Job* job) noexcept nogil                   # MAKING to OPEN: others may help
+cdef void ahead_fetched(Job* job) noexcept nogil                # what is far is read
+cdef void ahead_await(Job* job) noexcept nogil                  # waits for that
 cdef void ahead_close(Job* job) noexcept nogil                  # waits until nobody looks at an OPEN job any more
 cdef void ahead_end(Job* job, bint ready) noexcept nogil        # to READY or FREE
 # An OPEN job that has something left to do, for this window: call ahead_helped after. NULL: none.

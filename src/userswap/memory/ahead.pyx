@@ -10,7 +10,8 @@ from libc.string cimport memset
 from userswap.memory.regions cimport MemoryPool, Region
 from userswap.memory.stage cimport STAGE_SLOTS
 from userswap.native.us cimport (
-    us_add, us_assert, us_chaos, us_futex_wait, us_futex_wake, us_load32, us_lock, us_mutex, us_read, us_store32,
+    us_add, us_assert, us_chaos, us_futex_wait, us_futex_wake, us_load32, us_lock, us_mutex, us_pause, us_read,
+    us_store32,
     us_unlock, us_write,
 )
 
@@ -50,6 +51,9 @@ cdef extern from "<sched.h>" nogil:
 
 cdef enum:
     FREE, ASKED, MAKING, OPEN, READY
+
+cdef enum:
+    SPINS = 400
 
 ROOM = <uint64_t>-1
 
@@ -181,11 +185,25 @@ cdef void ahead_open(Job* job) noexcept nogil:
     us_unlock(&ahead_lock)
 
 
+cdef void ahead_fetched(Job* job) noexcept nogil:
+    us_store32(&job.fetched, 1)
+    us_futex_wake(&job.fetched, INT_MAX)
+
+
+cdef void ahead_await(Job* job) noexcept nogil:
+    while us_load32(&job.fetched) == 0:
+        us_futex_wait(&job.fetched, 0)
+
+
 cdef void ahead_close(Job* job) noexcept nogil:
-    # Helpers are at a folio each: a few microseconds.
+    cdef int spins = 0
     while True:
+        # Helpers are at a folio each: a few microseconds.
+        while us_read(&job.helpers) and spins < SPINS:
+            us_pause()
+            spins += 1
         us_lock(&ahead_lock)
-        if job.helpers == 0:
+        if us_read(&job.helpers) == 0:
             us_write(&job.state, MAKING)
             us_unlock(&ahead_lock)
             return
@@ -211,14 +229,14 @@ cdef Job* ahead_help(Region* region, uint64_t first) noexcept nogil:
     if job != NULL and (job.state != OPEN or us_read(&job.next) >= STAGE_SLOTS):
         job = NULL
     if job != NULL:
-        job.helpers += 1
+        us_add(&job.helpers, 1)
     us_unlock(&ahead_lock)
     return job
 
 
 cdef void ahead_helped(Job* job) noexcept nogil:
     us_lock(&ahead_lock)
-    job.helpers -= 1
+    us_add(&job.helpers, -1)
     us_unlock(&ahead_lock)
 
 

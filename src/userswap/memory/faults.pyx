@@ -12,7 +12,7 @@ Deadlock: a thread that owns a BUSY folio waits only for (1) entry locks, whose 
 what is busy. `reclaim_charge` runs before a worker is taken, because eviction takes one of its own.
 """
 from libc.errno cimport EINVAL, ENOMEM, ENXIO, errno
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport qsort
 from libc.string cimport memcpy, memset, strerror, strlen
@@ -22,8 +22,8 @@ from userswap.backends.codec cimport (
 )
 from userswap.backends.swapfile cimport swapfile_name
 from userswap.memory.ahead cimport (
-    AHEAD_DEPTH, ROOM, AheadOps, Job, ahead_ask, ahead_close, ahead_end, ahead_forget, ahead_help, ahead_helped,
-    ahead_open, ahead_renew, ahead_running, ahead_start, ahead_take,
+    AHEAD_DEPTH, ROOM, AheadOps, Job, ahead_ask, ahead_await, ahead_close, ahead_end, ahead_fetched, ahead_forget,
+    ahead_help, ahead_helped, ahead_open, ahead_renew, ahead_running, ahead_start, ahead_take,
 )
 from userswap.memory.frames cimport (
     frame_fill, frame_fill_zeros, frame_mend, frame_move_in, frame_move_out, frame_protect, frame_unprotect,
@@ -46,19 +46,19 @@ from userswap.memory.syscalls cimport PinOps, siginfo_t, sigbus_chain, sigbus_in
 from userswap.native.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
 )
+from userswap.native.sum cimport sum_folio, sum_start
 from userswap.native.us cimport (
-    us_add, us_assert, us_cas, us_chaos, us_load, us_lock, us_now, us_read, us_store, us_unlock,
-    us_word_release, us_word_wait, us_write,
+    us_add, us_assert, us_cas, us_chaos, us_load, us_lock, us_now, us_read, us_store, us_store32, us_unlock,
+    us_word_release, us_word_spin, us_word_wait, us_write,
 )
-from userswap.native.sum cimport us_sum, us_sum_start
 from userswap.reclaim.reclaim cimport reclaim_background, reclaim_charge, reclaim_short, reclaim_try, reclaim_uncharge
 from userswap.swap.holder cimport holder_release
 from userswap.swap.kin cimport kin_after_fork, kin_before_fork
 from userswap.swap.map cimport HolderOps, SwapMap
 from userswap.swap.space cimport (
-    RUN_FOLIOS, SwapSpace, space_has_slots, space_inherit, space_packed, swap_cached, swap_compact, swap_dup, swap_in,
-    swap_in_part, swap_out, swap_out_parts, swap_out_run, swap_promote, swap_put, swap_same, swap_shared, swap_uncache,
-    swap_writeback,
+    RUN_FOLIOS, SwapSpace, space_has_slots, space_inherit, space_packed, swap_cached, swap_compact, swap_dup, swap_far,
+    swap_fetch, swap_in, swap_in_part, swap_out, swap_out_parts, swap_out_run, swap_promote, swap_put, swap_same,
+    swap_shared, swap_uncache, swap_unpack, swap_writeback,
 )
 
 cdef extern from *:
@@ -142,6 +142,7 @@ cdef enum:
     TRIES = 64                  # victims that may fail to leave (incompressible, no device) before it gives up
     HOT = 2                     # what comes back before 1/HOT as many have left as zswap has is hot
     CHANCES = 32                # one in so many folios that should go back to the file gets a place in zswap all the same
+    SPINS = 400                 # looks at a word before sleeping: most are held for a few microseconds
     GATE_CLOSED = 1
     GATE_WAITERS = 2
     GATE_ONE = 4
@@ -354,7 +355,7 @@ cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writi
                 stage_give(frame, 1, False)
             elif frame != NULL:
                 if not writing:
-                    region.sums[index] = us_sum(frame, bytes)
+                    region.sums[index] = sum_folio(frame, bytes)
                 error = place(folio, frame)
         if not writing:
             next = word_make(CLEAN, id) | (GUARDED if frame == NULL else 0)
@@ -416,7 +417,7 @@ cdef int make_part(Region* region, uint64_t index, uint64_t word, int part) noex
     if error == 0:
         if worker.loaded and is_hot(region, index):
             word = word_with_id(word, swap_promote(pool.swap, worker, word_id(word), <uint64_t>&region.words[index]))
-        sum = us_sum(bytes, PART_BYTES)
+        sum = sum_folio(bytes, PART_BYTES)
         if frame == NULL:
             error = frame_fill(place, bytes, PART_BYTES, False)
     codec_give(worker)
@@ -461,7 +462,7 @@ cdef int complete(Region* region, uint64_t index, uint64_t* word) noexcept nogil
         reclaim_uncharge(&pool.reclaim, missing)
     else:
         # Of what is stored: a part that was written to makes the folio another one.
-        region.sums[index] = us_sum(worker.folio, FOLIO_BYTES)
+        region.sums[index] = sum_folio(worker.folio, FOLIO_BYTES)
         us_add(&pool.swapped_bytes, -missing)
         word[0] &= ~<uint64_t>PARTIAL
     codec_give(worker)
@@ -569,6 +570,7 @@ cdef bint make_window(Region* region, uint64_t first, bint writing) noexcept nog
     cdef Worker* worker
     cdef char* frames
     cdef bint zeros = False
+    cdef uint64_t[STAGE_SLOTS] entries
     cdef int error = 0
     cdef uint64_t i
     if not charge(region, STAGE_SLOTS * FOLIO_BYTES, False):
@@ -579,8 +581,9 @@ cdef bint make_window(Region* region, uint64_t first, bint writing) noexcept nog
             memset(frames, 0, STAGE_SLOTS * FOLIO_BYTES)
     elif frames != NULL:
         worker = codec_take()
+        fetch(region, first, frames, worker, entries)
         for i in range(STAGE_SLOTS):
-            error = stage_folio(region, first + i, frames + (i << FOLIO_SHIFT), worker)
+            error = stage_folio(region, first + i, frames + (i << FOLIO_SHIFT), worker, entries[i])
             if error:
                 break
         codec_give(worker)
@@ -596,33 +599,71 @@ cdef bint make_window(Region* region, uint64_t first, bint writing) noexcept nog
 
 # ---- readahead: the jobs of memory/ahead ----
 
-cdef int stage_folio(Region* region, uint64_t index, char* frame, Worker* worker) noexcept nogil:
-    """The bytes of a SWAPPED folio, whose word is BUSY, to the stage. 0 or -errno."""
-    cdef int error = swap_in(region.pool.swap, worker, word_id(us_load(&region.words[index])), frame, FOLIO_BYTES, 0)
+cdef int stage_folio(Region* region, uint64_t index, char* frame, Worker* worker, uint64_t fetched) noexcept nogil:
+    """The bytes of a SWAPPED folio, whose word is BUSY, to the stage. `fetched`: what swap_fetch said. 0 or -errno."""
+    cdef SwapSpace* swap = region.pool.swap
+    cdef int error
+    if fetched:
+        error = swap_unpack(swap, worker, fetched, frame)
+    else:
+        error = swap_in(swap, worker, word_id(us_load(&region.words[index])), frame, FOLIO_BYTES, 0)
     if error == 0:
-        region.sums[index] = us_sum(frame, FOLIO_BYTES)
+        region.sums[index] = sum_folio(frame, FOLIO_BYTES)
     return error
 
 
-cdef void do_share(Job* job) noexcept nogil:
-    """Folios of an OPEN job, until all are done or with others."""
+cdef void fetch(Region* region, uint64_t first, char* frames, Worker* worker, uint64_t* entries) noexcept nogil:
+    """What of a window, whose words are BUSY, is in a swap file: to its frames (see swap_fetch)."""
+    cdef uint64_t[STAGE_SLOTS] ids
+    cdef int i
+    for i in range(STAGE_SLOTS):
+        ids[i] = word_id(us_load(&region.words[first + <uint64_t>i]))
+    swap_fetch(region.pool.swap, ids, STAGE_SLOTS, frames, worker.folio, entries)
+
+
+cdef void put_in_order(Job* job) noexcept nogil:
+    """Helpers do what is near while the thread reads what is far."""
+    cdef int i, near = 0, far = STAGE_SLOTS
+    for i in range(STAGE_SLOTS):
+        if swap_far(job.region.pool.swap, word_id(us_load(&job.region.words[job.first + <uint64_t>i]))):
+            far -= 1
+            job.order[far] = <uint8_t>i
+        else:
+            job.order[near] = <uint8_t>i
+            near += 1
+        job.entries[i] = 0
+    job.far = STAGE_SLOTS - near
+    us_store32(&job.fetched, job.far == 0)
+
+
+cdef void do_share(Job* job, bint fetching) noexcept nogil:
+    """Folios of an OPEN job, until all are done or with others. `fetching`: this thread reads what is far."""
     cdef Worker* worker = codec_take()
-    cdef int64_t i
+    cdef int64_t turn, i
     cdef int error
+    if fetching and job.far:
+        fetch(job.region, job.first, job.frames, worker, job.entries)
+        ahead_fetched(job)
     while True:
-        i = us_add(&job.next, 1) - 1
-        if i >= STAGE_SLOTS:
+        turn = us_add(&job.next, 1) - 1
+        if turn >= STAGE_SLOTS:
             break
-        error = stage_folio(job.region, job.first + <uint64_t>i, job.frames + (i << FOLIO_SHIFT), worker)
+        if turn >= STAGE_SLOTS - job.far:
+            ahead_await(job)
+        i = job.order[turn]
+        error = stage_folio(job.region, job.first + <uint64_t>i, job.frames + (i << FOLIO_SHIFT), worker,
+                            job.entries[i])
         if error:
             us_write(&job.error, error)
     codec_give(worker)
 
 
 cdef void unbusy(Region* region, uint64_t first, uint64_t count, uint64_t spared, uint64_t flag) noexcept nogil:
-    """Releases words that are BUSY by us as they were, but for `spared`, with `flag`."""
-    cdef uint64_t i
-    for i in range(first, first + count):
+    """Releases words that are BUSY by us as they were, but for `spared`, with `flag`. The first one last: a scan waits
+    for that, and then wants all of them at once."""
+    cdef uint64_t i = first + count
+    while i > first:
+        i -= 1
         if i != spared:
             us_word_release(&region.words[i], (us_load(&region.words[i]) & ~<uint64_t>(BUSY | WAITERS | STAGED)) | flag,
                             WAITERS)
@@ -659,8 +700,9 @@ cdef void make_ahead(Job* job) noexcept nogil:
         shared = swap_shared(region.pool.swap, word_id(word))
     job.frames = stage_take_window(&zeros) if held == STAGE_SLOTS and not shared else NULL
     if job.frames != NULL:
+        put_in_order(job)
         ahead_open(job)
-        do_share(job)
+        do_share(job, True)
         ahead_close(job)
         ready = us_read(&job.error) == 0
         if not ready:
@@ -689,7 +731,7 @@ cdef bint help_ahead(Region* region, uint64_t index) noexcept nogil:
     cdef Job* job = ahead_help(region, index - index % STAGE_SLOTS)
     if job == NULL:
         return False
-    do_share(job)
+    do_share(job, False)
     ahead_helped(job)
     return True
 
@@ -825,7 +867,7 @@ cdef int folio_fault(Region* region, uint64_t index, int writing, char* page) no
                 # otherwise, since nobody would lift it again.
                 missing = frame_mend(page, us_self_guarded())
                 return missing if missing < 0 else 0
-            if not help_ahead(region, index):
+            if not help_ahead(region, index) and not us_word_spin(at, word, SPINS):
                 us_word_wait(at, word, WAITERS)
             continue
         state = word_state(word)
@@ -907,7 +949,7 @@ cdef int find_victims(MemoryPool* pool, Victim* victims, int most, Victim* doubt
 
 cdef bint still_clean(Region* region, uint64_t index, const char* bytes) noexcept nogil:
     """Whether a folio that is CLEAN and not GUARDED is what its id has. Nobody can write to `bytes` any more."""
-    return us_sum(bytes, folio_bytes(region, index)) == region.sums[index]
+    return sum_folio(bytes, folio_bytes(region, index)) == region.sums[index]
 
 
 cdef bint is_cold(Region* region, uint64_t index, uint64_t word, uint32_t now) noexcept nogil:
@@ -1081,7 +1123,7 @@ cdef int64_t vacate_parts(MemoryPool* pool, Worker* worker, Victim* victim) noex
         dirty[part] = NULL
         if error == 0 and part_in_place(region, index, part):
             bytes = staged[part] if staged[part] != NULL else part_at(region, index, part)
-            if us_sum(bytes, PART_BYTES) != region.part_sums[PARTS * index + part]:
+            if sum_folio(bytes, PART_BYTES) != region.part_sums[PARTS * index + part]:
                 dirty[part] = bytes
                 changed = True
     if error:
@@ -1646,7 +1688,7 @@ cdef int faults_install() noexcept nogil:
     if error == 0:
         error = sigbus_install(on_sigbus)
     if error == 0:
-        error = us_sum_start()
+        error = sum_start()
     if error == 0 and not installed:
         error = -pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child)
         installed = error == 0

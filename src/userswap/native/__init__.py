@@ -1,1 +1,1 @@
-"""Hand-written C, only where Cython can't be: one header of atomics, locks and kernel numbers."""
+"""Hand-written C, only where Cython can't be: a header of atomics, locks and kernel numbers, and one of sums."""

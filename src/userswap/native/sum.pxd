@@ -1,7 +1,8 @@
-# The interface of sum.h: a keyed sum of a folio. One module uses it (memory/faults), since the key is its own copy.
+# A keyed sum of a folio: is it what it was? (sum.h says how.) The key, and which kind of sum this processor gets, are
+# one for the process, and for a forked child.
 from libc.stdint cimport uint64_t
 
-cdef extern from "sum.h" nogil:
-    int us_sum_start() noexcept                                 # draws the key, once: 0 or -errno
-    # `bytes`: a multiple of 1 KiB, at most 64 KiB. Two different contents have the same sum with a chance below 2**-62.
-    uint64_t us_sum(const void* data, uint64_t bytes) noexcept
+cdef int sum_start() noexcept nogil                             # draws the key, once: 0 or -errno
+# `bytes`: a multiple of 1 KiB, at most 64 KiB; `data` aligned to 8. Two different contents of one length have the same
+# sum with a chance of at most 2**-62.
+cdef uint64_t sum_folio(const void* data, uint64_t bytes) noexcept nogil

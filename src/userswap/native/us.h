@@ -163,6 +163,14 @@ static inline void us_word_wait(uint64_t *p, uint64_t seen, uint64_t waiters) {
     }
     us_futex_wait((uint32_t *)p, (uint32_t)seen);
 }
+/* Whether it changed while it was looked at so often: shorter than going to sleep and being woken. */
+static inline int us_word_spin(const uint64_t *p, uint64_t seen, int looks) {
+    while (looks-- > 0) {
+        us_pause();
+        if (us_load(p) != seen) return 1;
+    }
+    return 0;
+}
 static inline void us_word_release(uint64_t *p, uint64_t next, uint64_t waiters) {
     if (us_swap(p, next) & waiters) us_futex_wake((uint32_t *)p, INT_MAX);
 }

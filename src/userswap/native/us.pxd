@@ -37,6 +37,7 @@ cdef extern from "us.h" nogil:
     bint us_try(uint32_t* p) noexcept
     void us_untry(uint32_t* p) noexcept
     void us_unlock(us_mutex* m) noexcept
+    bint us_word_spin(const uint64_t* p, uint64_t seen, int looks) noexcept
     void us_word_wait(uint64_t* p, uint64_t seen, uint64_t waiters) noexcept
     void us_word_release(uint64_t* p, uint64_t next, uint64_t waiters) noexcept
     void us_word32_wait(uint32_t* p, uint32_t seen, uint32_t waiters) noexcept

@@ -19,6 +19,7 @@ cdef struct CodecHint:
 cdef enum:
     MOST_DEVICES = 16
     RUN_FOLIOS = 16             # folios of the largest large folio: 1 MiB
+    FETCH_MOST = 32             # folios that swap_fetch takes at once
 
 ctypedef SwapFile* SwapFilePointer
 
@@ -95,6 +96,16 @@ cdef int swap_in(SwapSpace* s, Worker* worker, uint64_t id, void* data, int n, u
 cdef int swap_in_part(SwapSpace* s, Worker* worker, uint64_t id, int part, void* data) noexcept nogil
 # What a swap-in has just loaded with this worker moves to zswap if it came from a slot: the id from now on.
 cdef uint64_t swap_promote(SwapSpace* s, Worker* worker, uint64_t id, uint64_t holder) noexcept nogil
+# Is it in a swap file, just now: it takes long to read.
+cdef bint swap_far(SwapSpace* s, uint64_t id) noexcept nogil
+# For n folios that come together: what is in a swap file is read, packed as it is, to their frames (FOLIO_BYTES each,
+# one behind the other), what lies in a row there by one request. `entries` gets what swap_unpack, which does the rest,
+# has to know of each; 0: swap_in has to bring that one. `scrap`: FOLIO_BYTES for what nobody wants.
+# Locks several entries at once: of ids that nobody else has, so that only storage, which waits for none, can be at
+# them.
+cdef void swap_fetch(SwapSpace* s, const uint64_t* ids, int n, char* frames, char* scrap,
+                     uint64_t* entries) noexcept nogil
+cdef int swap_unpack(SwapSpace* s, Worker* worker, uint64_t entry, char* frame) noexcept nogil  # 0 or -EIO
 # The holder that has a clean folio with the same bytes, by what the swap cache says; 0: none. A hint: ask that holder.
 cdef uint64_t swap_cached(SwapSpace* s, uint64_t id) noexcept nogil
 # The holder's clean folio leaves, and the id stays.

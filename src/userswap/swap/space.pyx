@@ -8,7 +8,7 @@ Freeing order (see map.pxd): storage first, under the entry's lock, then the ent
 object in zswap under its mutex knows that the owner's id is alive and may try-lock it.
 """
 from libc.errno cimport EIO, ENODEV, ENOMEM, ENOSPC, ENXIO, errno
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset, strcpy, strlen
 
@@ -17,8 +17,8 @@ from userswap.backends.codec cimport (
     codec_hash, codec_length, codec_part, codec_replace, codec_size, codec_take,
 )
 from userswap.backends.swapfile cimport (
-    SLOT_BYTES, SwapFile, swapfile_alloc, swapfile_delete, swapfile_free, swapfile_metadata, swapfile_new,
-    swapfile_read, swapfile_take, swapfile_used, swapfile_write,
+    SLOT_BYTES, SwapFile, iovec, swapfile_alloc, swapfile_delete, swapfile_free, swapfile_metadata, swapfile_new,
+    swapfile_read, swapfile_scatter, swapfile_take, swapfile_used, swapfile_write,
 )
 from userswap.backends.zswap cimport (
     zswap_alloc, zswap_bytes, zswap_cold, zswap_coldest, zswap_compact, zswap_delete, zswap_free, zswap_memory,
@@ -59,6 +59,7 @@ cdef enum:
     SAMPLE_AGAIN = 64           # and of one that did not
     BATCH = 64                  # most folios in one writeback
     RETRY_NS = 100000000        # a device that failed is tried again after this long
+    GAP_SLOTS = 12              # a request costs about as much as reading so many more
 
 
 cdef SwapSpace* space_new(const char* design, uint64_t address_space, SwapFile* device, int64_t bounce_bytes,
@@ -664,6 +665,86 @@ cdef uint64_t swap_promote(SwapSpace* s, Worker* worker, uint64_t id, uint64_t h
     us_add(&s.promotions, 1)
     free_slots(s, 0, slot_device(entry), slot_offset(entry), slot_count(entry))
     return id
+
+
+cdef bint swap_far(SwapSpace* s, uint64_t id) noexcept nogil:
+    cdef uint64_t entry = s.map.ops.lock(s.map, id)
+    s.map.ops.unlock(s.map, id, entry)
+    return entry_type(entry) == SLOT
+
+
+cdef int read_row(SwapSpace* s, const uint64_t* entries, const uint8_t* order, int count, char* frames,
+                  char* scrap) noexcept nogil:
+    """As many of these locked entries, which are in the order of their slots, as one request should read: how many. The
+    sign says whether it did."""
+    cdef iovec[2 * FETCH_MOST] parts
+    cdef uint64_t entry = entries[order[0]]
+    cdef int device = slot_device(entry)
+    cdef int64_t start = slot_offset(entry), end = start, gap
+    cdef int i, n = 0
+    for i in range(count):
+        entry = entries[order[i]]
+        gap = slot_offset(entry) - end
+        if slot_device(entry) != device or gap > GAP_SLOTS:
+            count = i
+            break
+        if gap:
+            parts[n].iov_base = scrap
+            parts[n].iov_len = gap * SLOT_BYTES
+            n += 1
+        parts[n].iov_base = frames + <uint64_t>order[i] * FOLIO_BYTES
+        parts[n].iov_len = slot_count(entry) * SLOT_BYTES
+        end = slot_offset(entry) + slot_count(entry)
+        n += 1
+    us_chaos()
+    return count if swapfile_scatter(s.devices[device], start, parts, n) else -count
+
+
+cdef void swap_fetch(SwapSpace* s, const uint64_t* ids, int n, char* frames, char* scrap,
+                     uint64_t* entries) noexcept nogil:
+    cdef uint8_t[FETCH_MOST] order
+    cdef uint64_t[FETCH_MOST] locked
+    cdef int i, at, taken, count = 0
+    cdef uint64_t entry
+    for i in range(n):
+        entries[i] = 0
+        if ids[i] == 0 or swap_shared(s, ids[i]):
+            continue
+        entry = s.map.ops.lock(s.map, ids[i])
+        if (entry_type(entry) != SLOT or s.devices[slot_device(entry)] == NULL
+                or slot_count(entry) * SLOT_BYTES > FOLIO_BYTES):
+            s.map.ops.unlock(s.map, ids[i], entry)
+            continue
+        locked[i] = entry
+        at = count
+        while at and (slot_device(locked[order[at - 1]]) > slot_device(entry)
+                      or (slot_device(locked[order[at - 1]]) == slot_device(entry)
+                          and slot_offset(locked[order[at - 1]]) > slot_offset(entry))):
+            order[at] = order[at - 1]
+            at -= 1
+        order[at] = <uint8_t>i
+        count += 1
+    at = 0
+    while at < count:
+        taken = read_row(s, locked, &order[at], count - at, frames, scrap)
+        for i in range(at, at + (taken if taken > 0 else -taken)):
+            entries[order[i]] = locked[order[i]] if taken > 0 else 0
+        at += taken if taken > 0 else -taken
+    for i in range(count):
+        s.map.ops.unlock(s.map, ids[order[i]], locked[order[i]])
+
+
+cdef int swap_unpack(SwapSpace* s, Worker* worker, uint64_t entry, char* frame) noexcept nogil:
+    cdef int error = 0
+    if slot_raw(entry):
+        if slot_count(entry) * SLOT_BYTES != FOLIO_BYTES:
+            return -EIO
+    else:
+        memcpy(worker.packed, frame, slot_count(entry) * SLOT_BYTES)
+        error = codec_decompress(worker, worker.packed, slot_count(entry) * SLOT_BYTES, frame, FOLIO_BYTES)
+    if error == 0:
+        us_add(&s.swap_ins, 1)
+    return error
 
 
 cdef uint64_t swap_cached(SwapSpace* s, uint64_t id) noexcept nogil:
