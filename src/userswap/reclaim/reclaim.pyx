@@ -24,7 +24,7 @@ cdef extern from "<unistd.h>" nogil:
     void _exit(int status)
 
 cdef enum:
-    WASTE_PERCENT = 6
+    WASTE_PERCENT = 3
     COMPACT_EFFORT = 1 << 18
     WRITEBACK_BYTES = 1 << 20
     ROUNDS = 256
