@@ -809,7 +809,7 @@ cdef int64_t zswap_compact(Zswap* z, int percent, int64_t effort,
     return n if n > 0 else 0
 
 
-# ---- the clock; and before it, what was cold from the start. With the mutex held ----
+# ---- cold from the start; all with the mutex held ----
 
 cdef inline void cold_push(Zswap* z, uint64_t handle, uint64_t owner) noexcept nogil:
     cdef Cold* cold = &z.cold[(z.cold_first + z.cold_count) % COLD_MOST]
@@ -865,6 +865,9 @@ cdef int take_cold(Zswap* z, int n, int64_t bytes, uint64_t* handles, uint64_t* 
         else:
             cold_push(z, cold.handle, cold.owner)       # somebody is at it, as who has just stored it is
     return taken
+
+
+# ---- the clock ----
 
 cdef int zswap_coldest(Zswap* z, int n, int64_t bytes, uint64_t* handles, uint64_t* owners,
                        zswap_try locked, void* ctx) noexcept nogil:

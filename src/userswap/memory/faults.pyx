@@ -53,8 +53,8 @@ from userswap.swap.holder cimport holder_release
 from userswap.swap.kin cimport kin_after_fork, kin_before_fork
 from userswap.swap.map cimport HolderOps, SwapMap
 from userswap.swap.space cimport (
-    RUN_FOLIOS, SwapSpace, space_has_slots, space_inherit, space_packed, swap_cached, swap_compact, swap_dup, swap_filed,
-    swap_in, swap_out, swap_out_run, swap_put, swap_same, swap_shared, swap_uncache, swap_writeback,
+    RUN_FOLIOS, SwapSpace, space_has_slots, space_inherit, space_packed, swap_cached, swap_compact, swap_dup,
+    swap_filed, swap_in, swap_out, swap_out_run, swap_put, swap_same, swap_shared, swap_uncache, swap_writeback,
 )
 
 cdef extern from *:
@@ -137,7 +137,7 @@ cdef enum:
     LEAST_BATCH = 8             # and fewest, so that neighbours share system calls and TLB flushes
     TRIES = 64                  # victims that may fail to leave (incompressible, no device) before it gives up
     HOT = 2                     # what comes back before 1/HOT as many have left as zswap has is hot
-    CHANCES = 32                # one in so many folios that should go back to the file gets a place in zswap all the same
+    CHANCES = 32                # one in so many folios that should go back to the file gets a place in zswap
     GATE_CLOSED = 1
     GATE_WAITERS = 2
     GATE_ONE = 4

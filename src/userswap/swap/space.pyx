@@ -710,9 +710,10 @@ cdef int64_t swap_writeback(SwapSpace* s, int64_t want) noexcept nogil:
         worker = codec_take()           # before any entry is locked: workers' owners wait for entries
     room = s.bounce_bytes
     cold = zswap_cold(s.zswap) != 0
-    # What is not cold has to go only if that was not enough; and a write of the little that is left is not worth it.
-    while error == 0 and moved < want and (moved == 0 or (moved + FOLIO_BYTES <= want
-                                                          and cold == (zswap_cold(s.zswap) != 0))):
+    while moved < want and error == 0:
+        # What is not cold has to go only if that was not enough; and the little that is left is not worth a write.
+        if moved and (moved + FOLIO_BYTES > want or (cold and zswap_cold(s.zswap) == 0)):
+            break
         count = zswap_coldest(s.zswap, BATCH, room, handles, owners, lock_owner, s)
         if count == 0:
             break
