@@ -1150,7 +1150,7 @@ cdef int64_t memory_evict(MemoryPool* pool, int64_t want) noexcept nogil:
 cdef int64_t memory_writeback(MemoryPool* pool, int64_t want) noexcept nogil:
     cdef int64_t moved
     enter()
-    moved = swap_writeback(pool.swap, want)
+    moved = swap_writeback(pool.swap, want, True)
     leave()
     return moved
 
