@@ -94,8 +94,8 @@ cdef bint swap_put(SwapSpace* s, uint64_t id) noexcept nogil     # whether it en
 cdef bint swap_shared(SwapSpace* s, uint64_t id) noexcept nogil  # has more than one holder, just now
 cdef bint swap_filed(SwapSpace* s, uint64_t id) noexcept nogil    # in a swap file, and nobody else's
 cdef bint swap_same(SwapSpace* s, uint64_t id) noexcept nogil     # same-filled: nothing is stored
-# Moves cold folios from zswap to the device, about `want` packed bytes: how many it moved, 0 or -errno. `rest`: once those
-# are gone that were cold from the start, others too; otherwise the caller sees first whether that was enough.
+# Moves cold folios from zswap to the device, about `want` packed bytes: how many it moved, 0 or -errno. `rest`: once
+# those are gone that were cold from the start, others too; else the caller sees first whether that was enough.
 cdef int64_t swap_writeback(SwapSpace* s, int64_t want, bint rest) noexcept nogil
 # Gives back memory of the zswap pool that holds nothing, beyond `percent` of what it stores.
 cdef int64_t swap_compact(SwapSpace* s, int percent, int64_t effort) noexcept nogil
