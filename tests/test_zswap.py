@@ -366,6 +366,131 @@ def test_young_and_old_survive_a_move() -> None:
         pool.release(owner)
 
 
+# ---- cold from the start ----
+
+
+def cold_ones(pool: ZswapPool, n: int) -> list[int]:
+    """Owners of the coldest objects, unlocked again."""
+    owners = [owner for _, owner in pool.coldest(n)]
+    for owner in owners:
+        pool.release(owner)
+    return owners
+
+
+def test_what_is_cold_comes_first_and_the_clock_stays() -> None:
+    pool = ZswapPool(1 << 30, 100)
+    for owner in range(1, 101):
+        pool.fill(owner, 20000)
+    assert cold_ones(pool, 3) == [1, 2, 3]
+    for owner in (70, 20, 90):
+        pool.cool(owner)
+    assert cold_ones(pool, 10) == [70, 20, 90]
+    assert cold_ones(pool, 3) == [4, 5, 6]
+    pool.cool(50)
+    pool.cool(60)
+    assert cold_ones(pool, 1) == [50]
+    assert cold_ones(pool, 1) == [60]
+    books(pool)
+
+
+def test_cold_ones_keep_to_the_bytes() -> None:
+    pool = ZswapPool(1 << 30, 60)
+    for owner in range(1, 61):
+        pool.fill(owner, 9000)  # 12 KiB, rounded
+        if owner > 50:
+            pool.cool(owner)
+    first = [owner for _, owner in pool.coldest(50, 5 * 12288 + 4000)]
+    assert first == [51, 52, 53, 54, 55]
+    assert cold_ones(pool, 50) == [56, 57, 58, 59, 60]
+    for owner in first:
+        pool.release(owner)
+
+
+def test_what_was_asked_for_freed_or_stored_anew_is_cold_no_more() -> None:
+    pool = ZswapPool(1 << 30, 200)
+    for owner in range(1, 101):
+        pool.fill(owner, 20000)
+    assert cold_ones(pool, 1) == [1]  # nothing is young now
+    for owner in (10, 20, 30, 40, 50):
+        pool.cool(owner)
+    pool.load(10)
+    place = pool.handle(20)
+    pool.discard(20)
+    pool.fill(120, 20000)
+    assert pool.handle(120) == place
+    pool.fill(30, 20000)
+    pool.fill(40, 500)
+    assert cold_ones(pool, 100)[0] == 50
+    assert pool.cold == 0
+    first = cold_ones(pool, 60)
+    assert first[:4] == [2, 3, 4, 5]
+    assert not {10, 30, 40, 120} & set(first)
+
+
+def test_cold_ones_of_a_segment_that_is_gone() -> None:
+    pool = ZswapPool(1 << 30, 300)
+    for owner in range(1, 301):
+        pool.fill(owner, 20000)
+        pool.cool(owner)
+    for owner in range(1, 301):
+        pool.discard(owner)
+    pool.compact(0)
+    before = pool.bytes
+    for owner in (7, 8):
+        pool.fill(owner, 100)
+    books(pool)
+    assert set(cold_ones(pool, 10)) == {7, 8}  # by the clock, which finds nothing else
+    assert pool.cold == 0
+    assert pool.bytes <= before + 3 * PAGE
+    books(pool)
+
+
+def test_who_is_locked_stays_cold() -> None:
+    pool = ZswapPool(1 << 30, 20)
+    for owner in range(1, 21):
+        pool.fill(owner, 20000)
+    pool.cool(5)
+    pool.cool(6)
+    pool.hold(5)
+    assert cold_ones(pool, 5) == [6]
+    pool.release(5)
+    assert cold_ones(pool, 5) == [5]
+
+
+def test_cold_survives_a_move() -> None:
+    pool = ZswapPool(1 << 30, 300)
+    for owner in range(1, 301):
+        pool.fill(owner, 12000)
+    for owner in range(1, 301):
+        if owner % 5:
+            pool.discard(owner)
+    cold = list(range(150, 301, 5))
+    for owner in cold:
+        pool.cool(owner)
+    before = {owner: pool.handle(owner) for owner in cold}
+    pool.compact(0)
+    assert sum(before[owner] != pool.handle(owner) for owner in cold) > 20
+    assert cold_ones(pool, 100) == cold
+    books(pool)
+
+
+def test_more_cold_ones_than_are_remembered() -> None:
+    pool = ZswapPool(1 << 30, 600)
+    for owner in range(1, 601):
+        pool.fill(owner, 3000)
+        pool.cool(owner)
+    remembered = pool.cold
+    assert 0 < remembered < 600
+    taken = [owner for _, owner in pool.coldest(250)]
+    assert taken == list(range(601 - remembered, 601))[:250]
+    while more := [owner for _, owner in pool.coldest(250)]:
+        taken += more
+    assert sorted(taken) == list(range(1, 601))
+    for owner in taken:
+        pool.release(owner)
+    books(pool)
+
+
 # ---- threads ----
 
 

@@ -55,7 +55,7 @@ cdef enum:
     CHURN = 65536               # bytes allocated and freed before it is worth looking again
     DROP_SHARE = 4              # giving a byte back takes about this part of the time that moving it does
     BREATH = 32                 # segments a clock hand passes before the mutex is let go once
-    COLD_MOST = 1024            # cold objects that are remembered
+    COLD_MOST = 256             # cold objects that are remembered
 
 # 12 bytes side by side, so that the header of few objects is one page.
 cdef packed struct Record:
@@ -697,7 +697,7 @@ cdef bint squeeze(Zswap* z, SizeClass* k, int64_t* effort, bint* blocked,
     cdef uint64_t* bits = <uint64_t*>base
     cdef uint32_t i, d, length
     cdef uint64_t owner, fresh, handle
-    cdef bint any = False
+    cdef bint young, any = False
     cdef int64_t n
     cdef int tries = 0
     if not s:
@@ -729,14 +729,16 @@ cdef bint squeeze(Zswap* z, SizeClass* k, int64_t* effort, bint* blocked,
             continue
         # The owner's lock keeps the object where it is; no owner yet keeps its copy from everybody.
         length = record_of(k, base, i).length
-        fresh = object_place(z, d, length, 0, (us_load(<uint64_t*>(base + k.young) + (i >> 6)) >> (i & 63)) & 1)
+        young = (us_load(<uint64_t*>(base + k.young) + (i >> 6)) >> (i & 63)) & 1
+        fresh = object_place(z, d, length, 0, young)
         us_unlock(&z.mutex)
         us_chaos()
         memcpy(base_of(z, d) + k.objects + ((fresh & ((1 << HANDLE_SHIFT) - 1)) - 1) * k.size,
                base + k.objects + i * k.size, length)
         us_lock(&z.mutex)
         record_of(k, base_of(z, d), (fresh & ((1 << HANDLE_SHIFT) - 1)) - 1).owner = owner
-        cold_moved(z, handle, fresh)
+        if not young:
+            cold_moved(z, handle, fresh)
         moved(ctx, owner, fresh)
         object_remove(z, s, i)
         effort[0] -= length
@@ -807,7 +809,7 @@ cdef int64_t zswap_compact(Zswap* z, int percent, int64_t effort,
     return n if n > 0 else 0
 
 
-# ---- the clock; and before it, what was cold from the start. With the mutex held ----
+# ---- cold from the start; all with the mutex held ----
 
 cdef inline void cold_push(Zswap* z, uint64_t handle, uint64_t owner) noexcept nogil:
     cdef Cold* cold = &z.cold[(z.cold_first + z.cold_count) % COLD_MOST]
@@ -863,6 +865,9 @@ cdef int take_cold(Zswap* z, int n, int64_t bytes, uint64_t* handles, uint64_t* 
         else:
             cold_push(z, cold.handle, cold.owner)       # somebody is at it, as who has just stored it is
     return taken
+
+
+# ---- the clock ----
 
 cdef int zswap_coldest(Zswap* z, int n, int64_t bytes, uint64_t* handles, uint64_t* owners,
                        zswap_try locked, void* ctx) noexcept nogil:
@@ -1080,6 +1085,18 @@ cdef class ZswapPool:
         """Say whose an object is; 0 takes it out of what compaction and the clock look at."""
         zswap_set_owner(self.z, handle, owner)
 
+    def cool(self, uint64_t owner):
+        """Say that the owner's object is cold."""
+        cdef uint64_t handle = entry_payload(us_load(self.entry(owner)))
+        if not handle:
+            raise KeyError(f"owner {owner} has no object")
+        zswap_set_owner_cold(self.z, handle, owner)
+
+    @property
+    def cold(self):
+        """How many objects the pool remembers as cold, some of which may be gone or asked for since."""
+        return zswap_cold(self.z)
+
     @property
     def bytes(self):
         """Bytes of RAM in the pool's segments."""
@@ -1157,7 +1174,10 @@ cdef class ZswapPool:
                         word = 0
                         if handle:
                             stamp(zswap_memory(self.z, handle, &length), length, owner, (seed << 40) + turn)
-                            zswap_set_owner(self.z, handle, owner)
+                            if turn & 7:
+                                zswap_set_owner(self.z, handle, owner)
+                            else:
+                                zswap_set_owner_cold(self.z, handle, owner)
                             word = entry_make(ZSWAP, handle)
                 elif entry_type(word) == ZSWAP:
                     zswap_free(self.z, entry_payload(word))

@@ -141,7 +141,7 @@ cdef enum:
     LEAST_BATCH = 8             # and fewest, so that neighbours share system calls and TLB flushes
     TRIES = 64                  # victims that may fail to leave (incompressible, no device) before it gives up
     HOT = 2                     # what comes back before 1/HOT as many have left as zswap has is hot
-    CHANCES = 32                # one in so many folios that should go back to the file gets a place in zswap all the same
+    CHANCES = 32                # one in so many folios that should go back to the file gets a place in zswap
     SPINS = 400                 # looks at a word before sleeping: most are held for a few microseconds
     GATE_CLOSED = 1
     GATE_WAITERS = 2
@@ -1080,9 +1080,12 @@ cdef uint64_t store_parts(MemoryPool* pool, Worker* worker, Victim* victim, cons
     cdef uint64_t fresh = swap_out_parts(pool.swap, worker, id, dirty, &region.hint, holder)
     cdef char* frame
     cdef bint zeros = False
+    cdef uint32_t cold
     cdef int part, refused = 0
     if fresh:
         return fresh
+    cold = swap_far(pool.swap, id) and is_cold(region, victim.index, word_make(DIRTY, 0) | FILED,
+                                               <uint32_t>us_read(&pool.left))
     frame = stage_take(&zeros)
     if frame == NULL:
         return 0
@@ -1090,7 +1093,7 @@ cdef uint64_t store_parts(MemoryPool* pool, Worker* worker, Victim* victim, cons
         for part in range(PARTS):
             if dirty[part] != NULL:
                 memcpy(frame + (part << PART_SHIFT), dirty[part], PART_BYTES)
-        swap_out_run(pool.swap, worker, frame, 1, FOLIO_BYTES, &region.hint, holder, 0, &fresh, &refused)
+        swap_out_run(pool.swap, worker, frame, 1, FOLIO_BYTES, &region.hint, holder, cold, &fresh, &refused)
     stage_give(frame, 1, False)
     return fresh
 
@@ -1439,7 +1442,7 @@ cdef int64_t memory_evict(MemoryPool* pool, int64_t want) noexcept nogil:
 cdef int64_t memory_writeback(MemoryPool* pool, int64_t want) noexcept nogil:
     cdef int64_t moved
     enter()
-    moved = swap_writeback(pool.swap, want)
+    moved = swap_writeback(pool.swap, want, True)
     leave()
     return moved
 

@@ -24,9 +24,9 @@ cdef extern from "<unistd.h>" nogil:
     void _exit(int status)
 
 cdef enum:
-    WASTE_PERCENT = 6
+    WASTE_PERCENT = 3
     COMPACT_EFFORT = 1 << 18
-    WRITEBACK_BYTES = 1 << 20
+    WRITEBACK_BYTES = 3 << 18   # less than is gathered for one write, so that one write is enough
     ROUNDS = 256
     REST_NS = 5000000
     PRESSED = 4096
@@ -47,7 +47,7 @@ cdef int64_t shrink(Reclaim* r, int64_t over) noexcept nogil:
         freed = r.evict(r.ctx, over)
         if freed > 0:
             return freed
-    freed = swap_writeback(r.swap, WRITEBACK_BYTES if WRITEBACK_BYTES < r.limit // 32 else r.limit // 32)
+    freed = swap_writeback(r.swap, WRITEBACK_BYTES if WRITEBACK_BYTES < r.limit // 32 else r.limit // 32, False)
     if freed > 0:
         return freed
     return r.evict(r.ctx, over)

@@ -115,8 +115,9 @@ cdef int swap_dup(SwapSpace* s, uint64_t* id, uint64_t holder) noexcept nogil
 cdef bint swap_put(SwapSpace* s, uint64_t id) noexcept nogil     # whether it ended and was in a swap file
 cdef bint swap_shared(SwapSpace* s, uint64_t id) noexcept nogil  # has more than one holder, just now
 cdef bint swap_same(SwapSpace* s, uint64_t id) noexcept nogil     # same-filled: nothing is stored
-# Moves cold folios from zswap to the device, about `want` packed bytes: how many it moved, 0 or -errno.
-cdef int64_t swap_writeback(SwapSpace* s, int64_t want) noexcept nogil
+# Moves cold folios from zswap to the device, about `want` packed bytes: how many it moved, 0 or -errno. `rest`: once
+# those are gone that were cold from the start, others too; else the caller sees first whether that was enough.
+cdef int64_t swap_writeback(SwapSpace* s, int64_t want, bint rest) noexcept nogil
 # Gives back memory of the zswap pool that holds nothing, beyond `percent` of what it stores.
 cdef int64_t swap_compact(SwapSpace* s, int percent, int64_t effort) noexcept nogil
 # fork. Are there slots in use that a child would have to read; what a child's devices are from now on.

@@ -864,7 +864,7 @@ cdef int write_home(SwapSpace* s, Worker* worker, uint64_t handle, uint64_t owne
     return 0
 
 
-cdef int64_t swap_writeback(SwapSpace* s, int64_t want) noexcept nogil:
+cdef int64_t swap_writeback(SwapSpace* s, int64_t want, bint rest) noexcept nogil:
     cdef uint64_t[BATCH] handles
     cdef uint64_t[BATCH] owners
     cdef int64_t moved = 0, room
@@ -878,9 +878,9 @@ cdef int64_t swap_writeback(SwapSpace* s, int64_t want) noexcept nogil:
         worker = codec_take()           # before any entry is locked: workers' owners wait for entries
     room = s.bounce_bytes
     cold = zswap_cold(s.zswap) != 0
-    # What is not cold has to go only if that was not enough; and a write of the little that is left is not worth it.
-    while error == 0 and moved < want and (moved == 0 or (moved + FOLIO_BYTES <= want
-                                                          and cold == (zswap_cold(s.zswap) != 0))):
+    while moved < want and error == 0:
+        if moved and cold and not rest and zswap_cold(s.zswap) == 0:
+            break
         count = zswap_coldest(s.zswap, BATCH, room, handles, owners, lock_owner, s)
         if count == 0:
             break
