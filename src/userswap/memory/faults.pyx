@@ -1071,7 +1071,8 @@ cdef int64_t vacate_parts(MemoryPool* pool, Worker* worker, Victim* victim) noex
     if next == 0:
         us_word_release(&region.words[index], (victim.word & ~<uint64_t>(BUSY | WAITERS)) | YOUNG, WAITERS)
         return 0
-    if next != id:
+    if changed:
+        # A count more, if the program made it what it was meanwhile: then it has the same id.
         swap_put(pool.swap, id)
     us_add(&pool.swapped_bytes, <int64_t>gone)
     region.sums[index] = <uint64_t>us_add(&pool.evicted, <int64_t>gone)
