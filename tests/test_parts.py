@@ -1,4 +1,4 @@
-"""Parts of folios: where accesses go anywhere, 16 KiB come and leave by themselves, and nobody can tell from the bytes."""
+"""Parts of folios: where accesses go anywhere, 16 KiB come and leave by themselves; nobody can tell from the bytes."""
 
 from __future__ import annotations
 
@@ -151,18 +151,20 @@ def test_a_short_last_folio_comes_whole() -> None:
 
 def test_system_calls_get_whole_folios(tmp_path: Any) -> None:
     pool = fresh_pool()
-    memory, plain = filled(pool)
+    memory, plain = filled(pool, "small")  # nothing has to leave meanwhile
     scatter(memory)
-    written, read = random.Random(5).sample(range(0, FOLIOS - 1), 2)  # both PARTIAL
-    assert partial(pool) >= 2
+    written, read = random.Random(5).sample(range(0, FOLIOS - 1), 64)[-2:]  # the last that came, so in parts
+    before = partial(pool)
     path = tmp_path / "file"
     path.write_bytes(bytes(range(256)) * (FOLIO // 256))
     with path.open("rb", buffering=0) as file:
         assert file.readinto(memory[written * FOLIO + 100 : (written + 1) * FOLIO - 100]) == FOLIO - 200
-    plain[written * FOLIO + 100 : (written + 1) * FOLIO - 100] = np.frombuffer(path.read_bytes(), np.uint8)[: FOLIO - 200]
+    got = np.frombuffer(path.read_bytes(), np.uint8)[: FOLIO - 200]
+    plain[written * FOLIO + 100 : (written + 1) * FOLIO - 100] = got
     with path.open("wb", buffering=0) as file:
         assert file.write(memory[read * FOLIO : (read + 1) * FOLIO]) == FOLIO
     assert path.read_bytes() == plain[read * FOLIO : (read + 1) * FOLIO].tobytes()
+    assert partial(pool) == before - 2
     check_pool(pool)
     pool.evict()
     assert np.array_equal(memory, plain)
@@ -212,7 +214,7 @@ def test_shared_ids_come_whole_and_parts_leave_when_their_id_became_shared() -> 
 
 def test_a_page_that_the_program_threw_away_reads_as_zeros_and_stays_so() -> None:
     pool = fresh_pool()
-    memory, plain = filled(pool)
+    memory, plain = filled(pool, "small")  # nothing has to leave: what is not in place can't be thrown away
     scatter(memory)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -276,6 +278,27 @@ def test_what_cannot_be_stored_goes_back_in_place() -> None:
         pool.evict()
         check_pool(pool)
     assert np.array_equal(memory, plain)
+
+
+def test_parts_that_can_be_stored_nowhere_go_back_in_place() -> None:
+    """Noise in all four parts of a folio, which come last to first so that it is never whole."""
+    pool = fresh_pool("16MiB", swap="none")
+    memory, plain = filled(pool, "small")
+    scatter(memory)
+    noise = data("noise", FOLIO, 9)
+    folios = random.Random(5).sample(range(0, FOLIOS - 1), 64)[40:]
+    for n, f in enumerate(folios):
+        for at in range(f * FOLIO + 3 * PART, f * FOLIO - PART, -PART):
+            memory[at : at + PART] = plain[at : at + PART] = np.roll(noise, n)[at % FOLIO : at % FOLIO + PART]
+    for turn in range(3):
+        pool.evict()
+        assert partial(pool) >= len(folios) - 4, "they are where they were (but a few that follow others came whole)"
+        check_pool(pool)
+        for f in folios:
+            memory[f * FOLIO + turn] = plain[f * FOLIO + turn] = turn  # can be written to as before
+    assert np.array_equal(memory, plain)
+    del memory
+    check_empty(pool)
 
 
 @pytest.mark.parametrize("kind", ["walk", "noise"])
