@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import signal
 import threading
 from typing import Any
 
@@ -299,6 +300,40 @@ def test_parts_that_can_be_stored_nowhere_go_back_in_place() -> None:
     assert np.array_equal(memory, plain)
     del memory
     check_empty(pool)
+
+
+DAMAGE = """
+import os, sys
+from helpers import FOLIO, fresh_pool
+from test_parts import FOLIOS, filled, scatter
+path = sys.argv[1]
+pool = fresh_pool(swap=f"{path}:64M")
+memory, plain = filled(pool, "small")
+scatter(memory)
+while pool.stats().stored_bytes > pool.stats().slot_bytes:
+    pool.writeback()
+with open(path, "r+b") as file:
+    size = os.path.getsize(path)
+    for at in range(0, size, 4096):
+        DAMAGE
+print("before", flush=True)
+at = (FOLIOS - 1) * FOLIO + 5   # not looked at by scatter
+print("wrong bytes" if memory[at] != plain[at] else "went on", pool.stats().part_ins)
+"""
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["file.truncate(0)", "file.seek(at + 32); file.write(bytes([255]) * 64)", "file.seek(at + 3); file.write(b'\\0')"],
+    ids=["cut", "offsets", "item size"],
+)
+def test_a_part_whose_slots_are_damaged_ends_the_program(tmp_path: Any, damage: str) -> None:
+    path = tmp_path / "swap"
+    path.touch()
+    result = run_python(DAMAGE.replace("DAMAGE", damage), str(path))
+    assert result.stdout == "before\n", result
+    assert result.returncode == -signal.SIGBUS
+    assert f"can't be brought back from {path}: Input/output error. The program ends here." in result.stderr
 
 
 @pytest.mark.parametrize("kind", ["walk", "noise"])
