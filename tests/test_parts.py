@@ -7,6 +7,8 @@ import os
 import random
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,18 @@ def scatter(memory: Any, turns: int = 64, seed: int = 5) -> None:
     order = random.Random(seed).sample(range(0, len(memory) // FOLIO - 1), turns)
     for folio in order:
         int(memory[folio * FOLIO + PART])
+
+
+@contextmanager
+def locked(memory: Any) -> Iterator[None]:
+    """What mlock has locked can't be moved to the stage, which is not: parts are copied in, and looked at in place."""
+    libc = ctypes.CDLL(None)
+    where = ctypes.c_void_p(memory.ctypes.data), ctypes.c_size_t(memory.nbytes)
+    libc.mlock(*where)  # may not populate; it locks
+    try:
+        yield
+    finally:
+        assert libc.munlock(*where) == 0
 
 
 def partial(pool: Pool) -> int:
@@ -281,23 +295,25 @@ def test_what_cannot_be_stored_goes_back_in_place() -> None:
     assert np.array_equal(memory, plain)
 
 
-def test_parts_that_can_be_stored_nowhere_go_back_in_place() -> None:
+@pytest.mark.parametrize("lock", [False, True], ids=["moved", "locked"])
+def test_parts_that_can_be_stored_nowhere_go_back_in_place(lock: bool) -> None:
     """Noise in all four parts of a folio, which come last to first so that it is never whole."""
     pool = fresh_pool("16MiB", swap="none")
     memory, plain = filled(pool, "small")
     scatter(memory)
-    noise = data("noise", FOLIO, 9)
-    folios = random.Random(5).sample(range(0, FOLIOS - 1), 64)[40:]
-    for n, f in enumerate(folios):
-        for at in range(f * FOLIO + 3 * PART, f * FOLIO - PART, -PART):
-            memory[at : at + PART] = plain[at : at + PART] = np.roll(noise, n)[at % FOLIO : at % FOLIO + PART]
-    for turn in range(3):
-        pool.evict()
-        assert partial(pool) >= len(folios) - 4, "they are where they were (but a few that follow others came whole)"
-        check_pool(pool)
-        for f in folios:
-            memory[f * FOLIO + turn] = plain[f * FOLIO + turn] = turn  # can be written to as before
-    assert np.array_equal(memory, plain)
+    with locked(memory) if lock else nullcontext():
+        noise = data("noise", FOLIO, 9)
+        folios = random.Random(5).sample(range(0, FOLIOS - 1), 64)[40:]
+        for n, f in enumerate(folios):
+            for at in range(f * FOLIO + 3 * PART, f * FOLIO - PART, -PART):
+                memory[at : at + PART] = plain[at : at + PART] = np.roll(noise, n)[at % FOLIO : at % FOLIO + PART]
+        for turn in range(3):
+            pool.evict()
+            assert partial(pool) >= len(folios) - 4, "they are where they were (a few that follow others came whole)"
+            check_pool(pool)
+            for f in folios:
+                memory[f * FOLIO + turn] = plain[f * FOLIO + turn] = turn  # can be written to as before
+        assert np.array_equal(memory, plain)
     del memory
     check_empty(pool)
 
@@ -336,8 +352,26 @@ def test_a_part_whose_slots_are_damaged_ends_the_program(tmp_path: Any, damage: 
     assert f"can't be brought back from {path}: Input/output error. The program ends here." in result.stderr
 
 
-@pytest.mark.parametrize("kind", ["walk", "noise"])
-def test_threads_on_parts_of_the_same_folios_never_see_a_wrong_byte(kind: str) -> None:
+def test_folios_of_shared_ids_come_whole() -> None:
+    pool = fresh_pool()
+    memory, plain = filled(pool, "small")
+    scatter(memory)
+    copy = pool.snapshot(memory)
+    pool.evict()
+    before = pool.stats()
+    folios = random.Random(5).sample(range(0, FOLIOS - 1), 64)[:12]
+    for f in folios:
+        assert memory[f * FOLIO] == copy[f * FOLIO] == plain[f * FOLIO]
+    assert pool.stats().part_ins == before.part_ins
+    del copy
+    pool.evict()
+    for f in folios:
+        assert memory[f * FOLIO] == plain[f * FOLIO]
+    assert pool.stats().part_ins > before.part_ins, "they have an id for themselves again"
+
+
+@pytest.mark.parametrize(("kind", "lock"), [("walk", False), ("noise", False), ("walk", True)])
+def test_threads_on_parts_of_the_same_folios_never_see_a_wrong_byte(kind: str, lock: bool) -> None:
     pool = fresh_pool()
     memory, plain = filled(pool, kind)
     failures: list[str] = []
@@ -362,13 +396,14 @@ def test_threads_on_parts_of_the_same_folios_never_see_a_wrong_byte(kind: str) -
     null = os.open("/dev/null", os.O_WRONLY)
     threads = [threading.Thread(target=work, args=[me]) for me in range(writers)]
     disturber = threading.Thread(target=disturb)
-    for thread in [*threads, disturber]:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-        assert not thread.is_alive(), "a thread hangs"
-    done.set()
-    disturber.join(60)
+    with locked(memory) if lock else nullcontext():
+        for thread in [*threads, disturber]:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+            assert not thread.is_alive(), "a thread hangs"
+        done.set()
+        disturber.join(60)
     os.close(null)
     assert not failures, failures[:5]
     assert pool.stats().part_ins > 100

@@ -27,8 +27,8 @@ cdef struct Region:
     uint64_t granules           # of address space held, in folios
     uint64_t* words             # the page table, one word a folio
     uint64_t* sums              # of folios that are CLEAN and not GUARDED: what their bytes were when they came
-    # Of a folio that is PARTIAL `sums` says which parts are in place, a bit each; here are the parts' own sums. Of one that
-    # is SWAPPED, it says when it left, by the pool's `evicted` (or, if readahead had it and dropped it, nothing).
+    # Of a folio that is PARTIAL `sums` says which parts are in place, a bit each; here are the parts' own sums. Of one
+    # that is SWAPPED, it says when it left, by the pool's `evicted` (or, if readahead had it and dropped it, nothing).
     uint64_t* part_sums
     # By window of 32 folios: single folios came or left since it was one piece, so that it is in small pages now and
     # the kernel has a page table for it.
