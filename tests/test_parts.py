@@ -1,11 +1,14 @@
-"""Parts of folios: where accesses go anywhere, 16 KiB come and leave by themselves, and nobody can tell from the bytes."""
+"""Parts of folios: where accesses go anywhere, 16 KiB come and leave by themselves; nobody can tell from the bytes."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import random
+import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -35,6 +38,18 @@ def scatter(memory: Any, turns: int = 64, seed: int = 5) -> None:
     order = random.Random(seed).sample(range(0, len(memory) // FOLIO - 1), turns)
     for folio in order:
         int(memory[folio * FOLIO + PART])
+
+
+@contextmanager
+def locked(memory: Any) -> Iterator[None]:
+    """What mlock has locked can't be moved to the stage, which is not: parts are copied in, and looked at in place."""
+    libc = ctypes.CDLL(None)
+    where = ctypes.c_void_p(memory.ctypes.data), ctypes.c_size_t(memory.nbytes)
+    libc.mlock(*where)  # may not populate; it locks
+    try:
+        yield
+    finally:
+        assert libc.munlock(*where) == 0
 
 
 def partial(pool: Pool) -> int:
@@ -151,18 +166,20 @@ def test_a_short_last_folio_comes_whole() -> None:
 
 def test_system_calls_get_whole_folios(tmp_path: Any) -> None:
     pool = fresh_pool()
-    memory, plain = filled(pool)
+    memory, plain = filled(pool, "small")  # nothing has to leave meanwhile
     scatter(memory)
-    written, read = random.Random(5).sample(range(0, FOLIOS - 1), 2)  # both PARTIAL
-    assert partial(pool) >= 2
+    written, read = random.Random(5).sample(range(0, FOLIOS - 1), 64)[-2:]  # the last that came, so in parts
+    before = partial(pool)
     path = tmp_path / "file"
     path.write_bytes(bytes(range(256)) * (FOLIO // 256))
     with path.open("rb", buffering=0) as file:
         assert file.readinto(memory[written * FOLIO + 100 : (written + 1) * FOLIO - 100]) == FOLIO - 200
-    plain[written * FOLIO + 100 : (written + 1) * FOLIO - 100] = np.frombuffer(path.read_bytes(), np.uint8)[: FOLIO - 200]
+    got = np.frombuffer(path.read_bytes(), np.uint8)[: FOLIO - 200]
+    plain[written * FOLIO + 100 : (written + 1) * FOLIO - 100] = got
     with path.open("wb", buffering=0) as file:
         assert file.write(memory[read * FOLIO : (read + 1) * FOLIO]) == FOLIO
     assert path.read_bytes() == plain[read * FOLIO : (read + 1) * FOLIO].tobytes()
+    assert partial(pool) == before - 2
     check_pool(pool)
     pool.evict()
     assert np.array_equal(memory, plain)
@@ -212,7 +229,7 @@ def test_shared_ids_come_whole_and_parts_leave_when_their_id_became_shared() -> 
 
 def test_a_page_that_the_program_threw_away_reads_as_zeros_and_stays_so() -> None:
     pool = fresh_pool()
-    memory, plain = filled(pool)
+    memory, plain = filled(pool, "small")  # nothing has to leave: what is not in place can't be thrown away
     scatter(memory)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -279,8 +296,83 @@ def test_what_cannot_be_stored_goes_back_in_place() -> None:
     assert np.array_equal(memory, plain)
 
 
-@pytest.mark.parametrize("kind", ["walk", "noise"])
-def test_threads_on_parts_of_the_same_folios_never_see_a_wrong_byte(kind: str) -> None:
+@pytest.mark.parametrize("lock", [False, True], ids=["moved", "locked"])
+def test_parts_that_can_be_stored_nowhere_go_back_in_place(lock: bool) -> None:
+    """Noise in all four parts of a folio, which come last to first so that it is never whole."""
+    pool = fresh_pool("16MiB", swap="none")
+    memory, plain = filled(pool, "small")
+    scatter(memory)
+    with locked(memory) if lock else nullcontext():
+        noise = data("noise", FOLIO, 9)
+        folios = random.Random(5).sample(range(0, FOLIOS - 1), 64)[40:]
+        for n, f in enumerate(folios):
+            for at in range(f * FOLIO + 3 * PART, f * FOLIO - PART, -PART):
+                memory[at : at + PART] = plain[at : at + PART] = np.roll(noise, n)[at % FOLIO : at % FOLIO + PART]
+        for turn in range(3):
+            pool.evict()
+            assert partial(pool) >= len(folios) - 4, "they are where they were (a few that follow others came whole)"
+            check_pool(pool)
+            for f in folios:
+                memory[f * FOLIO + turn] = plain[f * FOLIO + turn] = turn  # can be written to as before
+        assert np.array_equal(memory, plain)
+    del memory
+    check_empty(pool)
+
+
+DAMAGE = """
+import os, sys
+from helpers import FOLIO, fresh_pool
+from test_parts import FOLIOS, filled, scatter
+path = sys.argv[1]
+pool = fresh_pool(swap=f"{path}:64M")
+memory, plain = filled(pool, "small")
+scatter(memory)
+while pool.stats().stored_bytes > pool.stats().slot_bytes:
+    pool.writeback()
+with open(path, "r+b") as file:
+    size = os.path.getsize(path)
+    for at in range(0, size, 4096):
+        DAMAGE
+print("before", flush=True)
+at = (FOLIOS - 1) * FOLIO + 5   # not looked at by scatter
+print("wrong bytes" if memory[at] != plain[at] else "went on", pool.stats().part_ins)
+"""
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["file.truncate(0)", "file.seek(at + 32); file.write(bytes([255]) * 64)", "file.seek(at + 3); file.write(b'\\0')"],
+    ids=["cut", "offsets", "item size"],
+)
+def test_a_part_whose_slots_are_damaged_ends_the_program(tmp_path: Any, damage: str) -> None:
+    path = tmp_path / "swap"
+    path.touch()
+    result = run_python(DAMAGE.replace("DAMAGE", damage), str(path))
+    assert result.stdout == "before\n", result
+    assert result.returncode == -signal.SIGBUS
+    assert f"can't be brought back from {path}: Input/output error. The program ends here." in result.stderr
+
+
+def test_folios_of_shared_ids_come_whole() -> None:
+    pool = fresh_pool()
+    memory, plain = filled(pool, "small")
+    scatter(memory)
+    copy = pool.snapshot(memory)
+    pool.evict()
+    before = pool.stats()
+    folios = random.Random(5).sample(range(0, FOLIOS - 1), 64)[:12]
+    for f in folios:
+        assert memory[f * FOLIO] == copy[f * FOLIO] == plain[f * FOLIO]
+    assert pool.stats().part_ins == before.part_ins
+    del copy
+    pool.evict()
+    for f in folios:
+        assert memory[f * FOLIO] == plain[f * FOLIO]
+    assert pool.stats().part_ins > before.part_ins, "they have an id for themselves again"
+
+
+@pytest.mark.parametrize(("kind", "lock"), [("walk", False), ("noise", False), ("walk", True)])
+def test_threads_on_parts_of_the_same_folios_never_see_a_wrong_byte(kind: str, lock: bool) -> None:
     pool = fresh_pool()
     memory, plain = filled(pool, kind)
     failures: list[str] = []
@@ -305,13 +397,14 @@ def test_threads_on_parts_of_the_same_folios_never_see_a_wrong_byte(kind: str) -
     null = os.open("/dev/null", os.O_WRONLY)
     threads = [threading.Thread(target=work, args=[me]) for me in range(writers)]
     disturber = threading.Thread(target=disturb)
-    for thread in [*threads, disturber]:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-        assert not thread.is_alive(), "a thread hangs"
-    done.set()
-    disturber.join(60)
+    with locked(memory) if lock else nullcontext():
+        for thread in [*threads, disturber]:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+            assert not thread.is_alive(), "a thread hangs"
+        done.set()
+        disturber.join(60)
     os.close(null)
     assert not failures, failures[:5]
     assert pool.stats().part_ins > 100

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -574,3 +575,51 @@ def test_what_was_made_ready_is_used(pool: Any) -> None:
     if stats.readahead == 0:
         pytest.skip("readahead needs a second processor")
     assert stats.readahead_hits > 0.97 * stats.readahead
+
+
+def test_the_folio_that_a_window_came_for_has_no_copy_any_more_if_it_was_written_to(pool: Any) -> None:
+    memory, versions = filled(pool), np.zeros(FOLIOS, np.int64)
+    out(pool)
+    for turn in range(4):  # by readahead or not: whatever comes first
+        at = turn * 8 * WINDOW
+        scan(memory, versions, at, at + 5 * WINDOW)
+        before = pool._core.check()["dirty"]
+        versions[at + 5 * WINDOW] = 1
+        memory[at + 5 * WINDOW, 0] = stamp(np.array([at + 5 * WINDOW]), np.array([1]))[0, 0]
+        assert pool._core.check()["dirty"] == before + 1
+        memory[at + 5 * WINDOW] = stamp(np.array([at + 5 * WINDOW]), np.array([1]))[0]
+    scan(memory, versions)
+
+
+def test_a_window_that_could_not_be_read_is_not_ready(tmp_path: Path) -> None:
+    """The swap file lost its end: what is there comes, and not a wrong byte of what is not."""
+    path = tmp_path / "swap"
+    path.touch()
+    result = run_python(
+        """
+import os, sys, time, numpy as np
+from helpers import fresh_pool
+import test_readahead as t
+path = sys.argv[1]
+pool = fresh_pool(t.RAM, swap=f"{path}:512M")
+memory, versions = t.filled(pool), np.zeros(t.FOLIOS, np.int64)
+t.out(pool)
+while pool.stats().stored_bytes > pool.stats().slot_bytes:
+    pool.writeback()
+os.truncate(path, os.path.getsize(path) // 2)
+last = 0
+try:
+    for at in range(0, t.FOLIOS, t.WINDOW):
+        print(at, flush=True)
+        time.sleep(0.005)               # readahead is faster
+        t.scan(memory, versions, at, at + t.WINDOW)
+except AssertionError:
+    print("wrong bytes", flush=True)
+print("went on", flush=True)
+""",
+        str(path),
+    )
+    assert result.returncode == -signal.SIGBUS, result
+    assert "wrong" not in result.stdout and "went on" not in result.stdout
+    assert int(result.stdout.split()[-1]) > 0, "what is there came"
+    assert "Input/output error. The program ends here." in result.stderr

@@ -280,7 +280,8 @@ cdef const char* find_part(const void* packed, int length, int part, int* part_l
     for i in range(part):
         at += header.lengths[i]
     part_length[0] = header.lengths[part]
-    return <const char*>packed + at if at + part_length[0] <= length else NULL
+    # Not longer than a part can be, either: codec_replace has room for four of those.
+    return <const char*>packed + at if part_length[0] <= PART_BYTES and at + part_length[0] <= length else NULL
 
 
 cdef inline bint in_parts(const void* packed, int length) noexcept nogil:

@@ -1151,7 +1151,8 @@ cdef int64_t vacate_parts(MemoryPool* pool, Worker* worker, Victim* victim) noex
     if next == 0:
         us_word_release(&region.words[index], (victim.word & ~<uint64_t>(BUSY | WAITERS)) | YOUNG, WAITERS)
         return 0
-    if next != id:
+    if changed:
+        # A count more, if the program made it what it was meanwhile: then it has the same id.
         swap_put(pool.swap, id)
     us_add(&pool.swapped_bytes, <int64_t>gone)
     region.left[index] = <uint32_t>us_add(&pool.left, <int64_t>gone >> PART_SHIFT)

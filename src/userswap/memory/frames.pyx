@@ -187,7 +187,7 @@ cdef int move_pages_in(char* at, char* staged, uint64_t length) noexcept nogil:
             error = frame_fill(at + done, staged + done, PAGE, False)
             failed = error if error else failed
         done += PAGE
-    madvise(staged, length, MADV_DONTNEED)      # what was copied
+    frame_vacate(staged, length)                # what was copied; locked memory, too (mlockall): nothing may stay
     return failed
 
 

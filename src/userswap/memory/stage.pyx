@@ -7,9 +7,9 @@ from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from userswap.backends.codec cimport FOLIO_BYTES, FOLIO_SHIFT, PART_BYTES
-from userswap.memory.frames cimport frames_can_move, frames_register_stage
+from userswap.memory.frames cimport frame_vacate, frames_can_move, frames_register_stage
 from userswap.native.mman cimport (
-    MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_POPULATE_WRITE,
+    MADV_DONTDUMP, MADV_DONTFORK, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_POPULATE_WRITE,
     MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap,
     munmap,
 )
@@ -134,7 +134,7 @@ cdef char* stage_room(int count) noexcept nogil:
 cdef char* take_new(int count) noexcept nogil:
     cdef char* frames = stage_room(count)
     if frames != NULL and madvise(frames, <uint64_t>count << FOLIO_SHIFT, MADV_POPULATE_WRITE) != 0:
-        madvise(frames, <uint64_t>count << FOLIO_SHIFT, MADV_DONTNEED)
+        frame_vacate(frames, <uint64_t>count << FOLIO_SHIFT)
         stage_moved(frames, count)              # no memory, just now
         return NULL
     return frames
@@ -185,7 +185,7 @@ cdef void stage_give(char* frames, int count, bint whole) noexcept nogil:
     us_unlock(&stage_lock)
     if count:
         # Of a whole window this frees the page table too (Linux 6.14), so that a huge page can come here again.
-        madvise(frames, <uint64_t>count << FOLIO_SHIFT, MADV_DONTNEED)
+        frame_vacate(frames, <uint64_t>count << FOLIO_SHIFT)
         stage_moved(frames, count)
 
 
@@ -218,7 +218,7 @@ cdef char* stage_take_part() noexcept nogil:
     if frame == NULL:
         frame = stage_part_room()
         if frame != NULL and madvise(frame, PART_BYTES, MADV_POPULATE_WRITE) != 0:
-            madvise(frame, PART_BYTES, MADV_DONTNEED)
+            frame_vacate(frame, PART_BYTES)
             stage_part_moved(frame)             # no memory, just now
             frame = NULL
     return frame
@@ -242,5 +242,5 @@ cdef void stage_part_give(char* frame) noexcept nogil:
         frame = NULL
     us_unlock(&stage_lock)
     if frame != NULL:
-        madvise(frame, PART_BYTES, MADV_DONTNEED)
+        frame_vacate(frame, PART_BYTES)
         stage_part_moved(frame)
