@@ -16,7 +16,7 @@ from userswap.memory.faults cimport (
 )
 from userswap.memory.frames cimport frames_forbid_move
 from userswap.memory.regions cimport BUCKETS, MemoryPool, Region, arena_open, pool_get, pool_new, region_at
-from userswap.memory.stage cimport STAGE_SLOTS, stage_keep
+from userswap.memory.stage cimport STAGE_SLOTS, stage_keep, stage_kept
 from userswap.native.us cimport us_debug, us_max, us_read
 from userswap.reclaim.reclaim cimport reclaim_used
 from userswap.swap.space cimport (
@@ -95,12 +95,13 @@ cdef class Core:
         if dedupe and space_dedupe(space, limit) != 0:
             raise MemoryError("no memory for the index of identical folios")
         self.pool.reclaim.hard = hard
-        # Faults of several threads at once go over the limit by a folio and its packed copy each; and frames on the
-        # stage are nobody's.
-        self.pool.reclaim.headroom = min(8 * FOLIO_BYTES, limit // 64) + stage_keep(limit // 32)
         self.pool.run_most = max(1, min(STAGE_SLOTS, limit // 64 // FOLIO_BYTES))
+        # Faults of several threads at once go over the limit by a folio and its packed copy each, or by a window.
+        self.pool.reclaim.headroom = min(8 * FOLIO_BYTES, limit // 64) + self.pool.run_most * FOLIO_BYTES
+        stage_keep(limit // 32)
+        self.pool.reclaim.aside = stage_kept()
         self.pool.reclaim.slack = self.pool.run_most * FOLIO_BYTES
-        self.pool.reclaim.least_resident = max(16 * FOLIO_BYTES, limit // 32)
+        self.pool.reclaim.least_resident = max(16 * FOLIO_BYTES, limit // 64)
         if background:
             memory_background()     # without it, every fault does its own work
         self.pool.reclaim.overhead = codec_metadata() + sizeof(MemoryPool)

@@ -67,11 +67,27 @@ cdef extern from *:
     """
     const char* US_BLOSC2_SONAME            # the ABI that this module was built for
 
-cdef enum:                                  # offsets in a Blosc2 chunk header (its format is frozen)
-    HEADER_TYPESIZE = 3
-    HEADER_NBYTES = 4
+# A Blosc2 chunk: a header, whose format is frozen, where its blocks begin, the blocks. (README_CHUNK_FORMAT of c-blosc2.)
+cdef packed struct Chunk:
+    uint8_t version
+    uint8_t codec_version
+    uint8_t flags
+    uint8_t item_bytes
+    int32_t bytes
+    int32_t block_bytes
+    int32_t packed_bytes
+    uint8_t[14] pipeline
+    uint8_t flags2
+    uint8_t flags3
+    int32_t[PARTS] blocks       # offsets in the chunk; as many as there are
+
+cdef enum:
+    HEADER_NBYTES = 4           # offsets of two of these
     HEADER_CBYTES = 12
     HEADER_LENGTH = 32
+    CHUNK_VERSION = 5
+    CHUNK_MEMCPYED = 2          # of flags: not compressed, no blocks
+    CHUNK_EXTENDED = 5          # both bits: the header is of Blosc2, not Blosc
 
 # A folio of which parts were written by themselves is a chunk for each part behind this header. No Blosc2 chunk begins
 # with such a byte: that is its format's version. `bytes` is where a chunk has its own.
@@ -110,19 +126,22 @@ cdef struct Recipe:
     int typesize
     bint split                  # each byte (of its 8 bit planes) of an item is compressed by itself
     int level
+    int handicap                # per cent that its result counts as longer than it is
 
 # Small integers have bit planes that are all alike: split, they are decompressed in a third of the time. Walks of
 # floats need all planes together. LZ4's best level costs bitshuffled data a tenth of the time and gains up to 2 %.
+# LZ4 alone takes four times as long to compress numbers and twice to decompress them, planes of items of one and two
+# bytes are slow as well: they must be worth it, not win by a hair on the folio that happens to be looked at.
 cdef Recipe[RECIPES] recipes
-recipes[0] = Recipe(b"lz4", 0, 1, False, 5)
-recipes[1] = Recipe(b"lz4 bitshuffle 8 split", 2, 8, True, 9)
-recipes[2] = Recipe(b"lz4 bitshuffle 8", 2, 8, False, 9)
-recipes[3] = Recipe(b"lz4 bitshuffle 4 split", 2, 4, True, 9)
-recipes[4] = Recipe(b"lz4 bitshuffle 4", 2, 4, False, 9)
-recipes[5] = Recipe(b"lz4 bitshuffle 2", 2, 2, False, 9)
-recipes[6] = Recipe(b"lz4 bitshuffle 1", 2, 1, False, 9)
-recipes[7] = Recipe(b"lz4 shuffle 8", 1, 8, True, 5)
-recipes[8] = Recipe(b"lz4 shuffle 4", 1, 4, True, 5)
+recipes[0] = Recipe(b"lz4", 0, 1, False, 5, 12)
+recipes[1] = Recipe(b"lz4 bitshuffle 8 split", 2, 8, True, 9, 0)
+recipes[2] = Recipe(b"lz4 bitshuffle 8", 2, 8, False, 9, 2)
+recipes[3] = Recipe(b"lz4 bitshuffle 4 split", 2, 4, True, 9, 3)
+recipes[4] = Recipe(b"lz4 bitshuffle 4", 2, 4, False, 9, 3)
+recipes[5] = Recipe(b"lz4 bitshuffle 2", 2, 2, False, 9, 10)
+recipes[6] = Recipe(b"lz4 bitshuffle 1", 2, 1, False, 9, 10)
+recipes[7] = Recipe(b"lz4 shuffle 8", 1, 8, True, 5, 3)
+recipes[8] = Recipe(b"lz4 shuffle 4", 1, 4, True, 5, 3)
 
 
 cdef int codec_load(const char* library, char* why, int why_bytes) noexcept nogil:
@@ -261,13 +280,12 @@ cdef int codec_compress(Worker* worker, int recipe, const void* data, int n) noe
 
 cdef int codec_choose(Worker* worker, const void* data, int n) noexcept nogil:
     cdef int best = 0
-    cdef int best_length = n
+    cdef int least = 0
     cdef int recipe, length
     for recipe in range(RECIPES):
-        length = codec_compress(worker, recipe, data, n)
-        # 3 % is not worth a change: earlier recipes are the ones that decompress fastest or fit most data
-        if length > 0 and (length < best_length - best_length // 32):
-            best_length = length
+        length = codec_compress(worker, recipe, data, n) * (100 + recipes[recipe].handicap)
+        if length > 0 and (least == 0 or length < least):
+            least = length
             best = recipe
     return best
 
@@ -311,7 +329,7 @@ cdef int codec_decompress(Worker* worker, const void* packed, int length, void* 
 
 cdef int codec_part(Worker* worker, const void* packed, int length, int part, void* data) noexcept nogil:
     cdef const char* chunk = <const char*>packed
-    cdef int type_bytes
+    cdef int item_bytes
     if in_parts(packed, length):
         chunk = find_part(packed, length, part, &length)
         if chunk == NULL:
@@ -323,41 +341,68 @@ cdef int codec_part(Worker* worker, const void* packed, int length, int part, vo
     if (length < HEADER_LENGTH or (<const int32_t*>(chunk + HEADER_NBYTES))[0] != FOLIO_BYTES
             or (<const int32_t*>(chunk + HEADER_CBYTES))[0] > length):
         return -EIO
-    type_bytes = <uint8_t>chunk[HEADER_TYPESIZE]
-    if type_bytes == 0 or PART_BYTES % type_bytes:
+    item_bytes = (<const Chunk*>chunk).item_bytes
+    if item_bytes == 0 or PART_BYTES % item_bytes:
         return -EIO
-    if b_getitem(<blosc2_context*>worker.decompressor, packed, length, part * PART_BYTES // type_bytes,
-                 PART_BYTES // type_bytes, data, PART_BYTES) != PART_BYTES:
+    if b_getitem(<blosc2_context*>worker.decompressor, packed, length, part * PART_BYTES // item_bytes,
+                 PART_BYTES // item_bytes, data, PART_BYTES) != PART_BYTES:
         return -EIO
     return 0
+
+
+cdef int cut_part(const void* packed, int length, int part, char* target) noexcept nogil:
+    """One block of a chunk, made a chunk of its own as it is: its length. 0: the chunk has no such blocks."""
+    cdef const Chunk* chunk = <const Chunk*>packed
+    cdef Chunk* cut = <Chunk*>target
+    cdef int start, end
+    if (length < <int>sizeof(Chunk) or chunk.version != CHUNK_VERSION or chunk.flags & CHUNK_EXTENDED != CHUNK_EXTENDED
+            or chunk.flags & CHUNK_MEMCPYED or chunk.flags2 or chunk.flags3 or chunk.bytes != FOLIO_BYTES
+            or chunk.block_bytes != PART_BYTES or chunk.packed_bytes > length):
+        return 0
+    start = chunk.blocks[part]
+    end = chunk.blocks[part + 1] if part + 1 < PARTS else chunk.packed_bytes
+    # An end that is not behind the start: blocks in another order, as several threads leave them.
+    if start < <int>sizeof(Chunk) or end <= start or end > chunk.packed_bytes or end - start > PART_BYTES // 8 * 7:
+        return 0
+    memcpy(target, packed, HEADER_LENGTH)
+    cut.bytes = PART_BYTES
+    cut.packed_bytes = HEADER_LENGTH + 4 + end - start
+    cut.blocks[0] = HEADER_LENGTH + 4
+    memcpy(target + HEADER_LENGTH + 4, <const char*>packed + start, end - start)
+    return cut.packed_bytes
 
 
 cdef int codec_replace(Worker* worker, int recipe, const void* packed, int length,
                        const void* const* parts) noexcept nogil:
     cdef Parts* header = <Parts*>worker.packed
-    cdef bint apart = in_parts(packed, length)
     cdef const char* chunk
-    cdef const char* data
-    cdef int part, chunk_length, at = sizeof(Parts)
-    if not apart and unpack(worker, <const char*>packed, length, worker.folio, FOLIO_BYTES) != 0:
-        return -EIO
+    cdef const void* data
+    cdef char* target
+    cdef int part, stored, at = sizeof(Parts)
     header.magic = PARTS_MAGIC
     header.bytes = FOLIO_BYTES
     for part in range(PARTS):
-        if parts[part] == NULL and apart:
-            chunk = find_part(packed, length, part, &chunk_length)
+        target = worker.packed + at
+        stored = 0
+        data = parts[part]
+        if data == NULL and in_parts(packed, length):
+            chunk = find_part(packed, length, part, &stored)
             if chunk == NULL:
                 return -EIO
-            memcpy(worker.packed + at, chunk, chunk_length)
-        else:
-            data = <const char*>parts[part] if parts[part] != NULL else worker.folio + part * PART_BYTES
-            chunk_length = b_compress(<blosc2_context*>worker.compressors[recipe], data, PART_BYTES, worker.packed + at,
-                                      PART_BYTES - 1)
-            if chunk_length <= 0:
-                chunk_length = PART_BYTES
-                memcpy(worker.packed + at, data, PART_BYTES)
-        header.lengths[part] = <uint16_t>chunk_length
-        at += chunk_length
+            memcpy(target, chunk, stored)
+        elif data == NULL:
+            stored = cut_part(packed, length, part, target)
+            if stored == 0:
+                data = worker.folio
+                if codec_part(worker, packed, length, part, worker.folio) != 0:
+                    return -EIO
+        if data != NULL:
+            stored = b_compress(<blosc2_context*>worker.compressors[recipe], data, PART_BYTES, target, PART_BYTES - 1)
+            if stored <= 0:
+                stored = PART_BYTES
+                memcpy(target, data, PART_BYTES)
+        header.lengths[part] = <uint16_t>stored
+        at += stored
     return at if at <= FOLIO_BYTES - FOLIO_BYTES // 8 else 0
 
 
@@ -458,3 +503,52 @@ def speed(data: bytes, recipe: int, rounds: int) -> tuple[int, float, float]:
 def metadata_bytes() -> int:
     """RAM that the contexts and buffers take, bytes."""
     return codec_metadata()
+
+
+ctypedef const void* Given
+
+
+def replace(packed: bytes, parts: "list[bytes | None]", recipe: int) -> tuple[bytes, int]:
+    """A packed folio with other parts, as when it leaves in parts; and how many of the others were not packed again.
+
+    Raises:
+        ValueError: there are not four parts of 16 KiB or None.
+        OSError: the packed bytes are not whole, or the result hardly compresses.
+    """
+    cdef Worker* worker
+    cdef const char* source = packed
+    cdef const char* data
+    cdef Given[PARTS] given
+    cdef int i, length, cut = 0
+    if len(parts) != PARTS or any(part is not None and len(part) != PART_BYTES for part in parts):
+        raise ValueError("give four parts of 16 KiB, or None")
+    worker = codec_take()
+    for i in range(PARTS):
+        given[i] = NULL
+        if parts[i] is not None:
+            data = parts[i]
+            given[i] = data
+        elif in_parts(source, <int>len(packed)) or cut_part(source, <int>len(packed), i, worker.packed):
+            cut += 1
+    length = codec_replace(worker, recipe, source, <int>len(packed), given)
+    result = (<char*>worker.packed)[:length] if length > 0 else b""
+    codec_give(worker)
+    if length <= 0:
+        raise OSError(-length, "the packed folio is damaged, or hardly compresses now")
+    return result, cut
+
+
+def part(packed: bytes, which: int) -> bytes:
+    """One part of a packed folio.
+
+    Raises:
+        OSError: the packed bytes are not whole.
+    """
+    cdef Worker* worker = codec_take()
+    cdef const char* source = packed
+    cdef int error = codec_part(worker, source, <int>len(packed), which, worker.folio)
+    data = (<char*>worker.folio)[:PART_BYTES]
+    codec_give(worker)
+    if error:
+        raise OSError(-error, "the packed folio is damaged")
+    return data

@@ -140,7 +140,7 @@ cdef enum:
     BATCH = STAGE_SLOTS         # most folios evicted in one go
     LEAST_BATCH = 8             # and fewest, so that neighbours share system calls and TLB flushes
     TRIES = 64                  # victims that may fail to leave (incompressible, no device) before it gives up
-    HOT = 2                     # what comes back before 1/HOT as many have left as zswap has is hot
+    HOT = 4                     # what comes back before 1/HOT as many have left as zswap has is hot
     CHANCES = 32                # one in so many folios that should go back to the file gets a place in zswap
     SPINS = 400                 # looks at a word before sleeping: most are held for a few microseconds
     GATE_CLOSED = 1
@@ -265,11 +265,15 @@ cdef int fill_from_peer(MemoryPool* pool, uint64_t id, char* target, uint64_t by
 
 
 cdef bint charge(Region* region, uint64_t bytes, bint needed) noexcept nogil:
-    """Before `bytes` of a region come into place: makes room now, and lets the thread make room for who comes next.
-    False: there is none for what is not `needed`, and it is not charged."""
+    """Before `bytes` of a region come into place: makes room now. False: there is none for what is not `needed`, and it is
+    not charged.
+
+    What is not needed belongs to faults in a row: there the thread makes room for who comes next. Not for faults that go
+    anywhere: many small pieces leave then, and each is a TLB flush that interrupts the program's processor."""
     if needed:
         reclaim_charge(&region.pool.reclaim, <int64_t>bytes)
-    elif not reclaim_try(&region.pool.reclaim, <int64_t>bytes):
+        return True
+    if not reclaim_try(&region.pool.reclaim, <int64_t>bytes):
         return False
     if reclaim_short(&region.pool.reclaim) and ahead_running():
         ahead_ask(region, ROOM)
@@ -399,7 +403,7 @@ cdef uint64_t bytes_in_place(Region* region, uint64_t index, uint64_t word) noex
     return bytes
 
 
-cdef int make_part(Region* region, uint64_t index, uint64_t word, int part) noexcept nogil:
+cdef int make_part(Region* region, uint64_t index, uint64_t word, int part, bint writing) noexcept nogil:
     """One part of a folio that is SWAPPED, or PARTIAL without it. The caller has charged it and has set BUSY, which is
     released here, whatever happens."""
     cdef MemoryPool* pool = region.pool
@@ -415,7 +419,8 @@ cdef int make_part(Region* region, uint64_t index, uint64_t word, int part) noex
     region.broken[index // STAGE_SLOTS] = True
     us_chaos()
     if error == 0:
-        if worker.loaded and is_hot(region, index):
+        # What is written to will be stored anew, together with the parts that are not in place.
+        if worker.loaded and (writing or is_hot(region, index)):
             word = word_with_id(word, swap_promote(pool.swap, worker, word_id(word), <uint64_t>&region.words[index]))
         sum = sum_folio(bytes, PART_BYTES)
         if frame == NULL:
@@ -469,7 +474,7 @@ cdef int complete(Region* region, uint64_t index, uint64_t* word) noexcept nogil
     return error
 
 
-cdef int part_fault(Region* region, uint64_t index, uint64_t word, char* page) noexcept nogil:
+cdef int part_fault(Region* region, uint64_t index, uint64_t word, char* page, bint writing) noexcept nogil:
     """A PARTIAL folio, BUSY by the caller, released here: the part with this page; all of it if the program reads on
     and on, or if there was no fault (`page` is NULL: pinning)."""
     cdef int part = <int>((page - folio_at(region, index)) >> PART_SHIFT) if page != NULL else 0
@@ -480,7 +485,7 @@ cdef int part_fault(Region* region, uint64_t index, uint64_t word, char* page) n
         error = error if error < 0 else 0
     elif page != NULL and (part < 2 or region.sums[index] != (<uint64_t>1 << part) - 1):
         charge(region, PART_BYTES, True)
-        return make_part(region, index, word, part)
+        return make_part(region, index, word, part, writing)
     else:
         error = complete(region, index, &word)
     us_word_release(&region.words[index], (word & ~<uint64_t>(BUSY | WAITERS)) | YOUNG, WAITERS)
@@ -802,15 +807,19 @@ cdef int make_run(Region* region, uint64_t index, uint64_t word, bint writing, c
     cdef int most = wanted_run(region, index) if stage_usable() else 1
     cdef int count = 1, i, error
     cdef bint more
+    cdef bint alone = word_state(word) == SWAPPED and stage_usable() and anywhere(region, most > 0) and most == 0
     cdef uint64_t[STAGE_SLOTS] held
     held[0] = word
-    if word & STAGED and take_ahead(region, index, writing):
+    if word & STAGED and alone:
+        # Who comes by chance would make the thread go on from there, over and over.
+        ahead_forget(region.pool, region, False)
+    elif word & STAGED and take_ahead(region, index, writing):
         ask_ahead(region, index - index % STAGE_SLOTS + STAGE_SLOTS)
         return 0
-    if (word_state(word) == SWAPPED and stage_usable() and anywhere(region, most > 0) and most == 0 and page != NULL
-            and folio_bytes(region, index) == FOLIO_BYTES and not swap_shared(region.pool.swap, word_id(word))):
+    if (alone and page != NULL and folio_bytes(region, index) == FOLIO_BYTES
+            and not swap_shared(region.pool.swap, word_id(word))):
         charge(region, PART_BYTES, True)
-        return make_part(region, index, word, <int>((page - folio_at(region, index)) >> PART_SHIFT))
+        return make_part(region, index, word, <int>((page - folio_at(region, index)) >> PART_SHIFT), writing)
     while count < most:
         word = us_load(&region.words[index + <uint64_t>count])
         if word & BUSY or word_state(word) != word_state(held[0]):
@@ -877,7 +886,7 @@ cdef int folio_fault(Region* region, uint64_t index, int writing, char* page) no
                 return make_run(region, index, held, writing == 1, page)
         elif word_partial(word):
             if us_cas(at, word, held):
-                return part_fault(region, index, held, page)
+                return part_fault(region, index, held, page, writing == 1)
         elif state == CLEAN and writing == 1:
             if us_cas(at, word, held):
                 return make_dirty(region, index, held)

@@ -4,7 +4,7 @@
 #
 # One stage a process. Its address space is cut into *windows* of 2 MiB, a window into slots of a folio each; a slot is
 # free (no memory), kept (has memory, for whoever wants a frame) or taken. Whole windows are huge pages where the
-# kernel gives them, and stay whole. How much is kept is bounded by what every pool sets aside for it (stage_keep).
+# kernel gives them, and stay whole. How much is kept is bounded (stage_keep), and every pool counts it.
 from libc.stdint cimport int64_t, uint64_t
 
 cdef enum:
@@ -17,8 +17,8 @@ cdef enum:
 cdef int stage_open() noexcept nogil
 cdef bint stage_usable() noexcept nogil
 cdef void stage_renew() noexcept nogil                          # in a forked child, which does not inherit it
-# Keep at most so many bytes; what the most modest pool says counts. The bytes that it can come to.
-cdef int64_t stage_keep(int64_t bytes) noexcept nogil
+cdef void stage_keep(int64_t bytes) noexcept nogil              # at most; what the most modest pool says counts
+cdef const int64_t* stage_kept() noexcept nogil                 # where it says how many bytes are kept just now
 # A frame with memory; NULL: there is none. `zeros`: it reads as zeros.
 cdef char* stage_take(bint* zeros) noexcept nogil
 cdef char* stage_take_window(bint* zeros) noexcept nogil        # STAGE_SLOTS of them in a row

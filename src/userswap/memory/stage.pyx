@@ -13,7 +13,7 @@ from userswap.native.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap,
     munmap,
 )
-from userswap.native.us cimport us_assert, us_lock, us_mutex, us_unlock
+from userswap.native.us cimport us_assert, us_lock, us_mutex, us_unlock, us_write
 
 cdef enum:
     WINDOWS = 64
@@ -42,6 +42,15 @@ cdef int64_t have_parts = 0
 cdef int64_t have_free = 0
 cdef int64_t used_parts = 0
 cdef int64_t most_parts = STAGE_MOST_PARTS
+cdef int64_t kept_bytes = 0             # of all that is kept; read without the lock
+
+
+cdef inline void count_kept() noexcept nogil:
+    us_write(&kept_bytes, have * FOLIO_BYTES + have_windows * WINDOW_BYTES + have_parts * PART_BYTES)
+
+
+cdef const int64_t* stage_kept() noexcept nogil:
+    return &kept_bytes
 
 
 cdef int stage_map(char* at, int how) noexcept nogil:
@@ -82,13 +91,14 @@ cdef void stage_renew() noexcept nogil:
     cdef int i
     stage = NULL
     have = have_windows = have_parts = have_free = used_parts = 0
+    count_kept()
     for i in range(WINDOWS):
         taken[i] = 0
     if at != NULL and frames_can_move():
         stage_map(at, MAP_FIXED_NOREPLACE)      # without one, frames are copied
 
 
-cdef int64_t stage_keep(int64_t bytes) noexcept nogil:
+cdef void stage_keep(int64_t bytes) noexcept nogil:
     global most, most_windows, most_parts
     cdef int64_t frames = bytes // 4 // FOLIO_BYTES
     cdef int64_t parts = bytes // 4 // PART_BYTES
@@ -96,14 +106,11 @@ cdef int64_t stage_keep(int64_t bytes) noexcept nogil:
     frames = frames if frames < STAGE_MOST_KEPT else STAGE_MOST_KEPT
     parts = parts if parts < STAGE_MOST_PARTS else STAGE_MOST_PARTS
     windows = windows if windows < STAGE_MOST_WINDOWS else STAGE_MOST_WINDOWS
-    if stage == NULL:
-        return 0
     us_lock(&stage_lock)
     most = frames if frames < most else most
     most_parts = parts if parts < most_parts else most_parts
     most_windows = windows if windows < most_windows else most_windows
     us_unlock(&stage_lock)
-    return frames * FOLIO_BYTES + parts * PART_BYTES + windows * WINDOW_BYTES
 
 
 cdef char* stage_room(int count) noexcept nogil:
@@ -146,6 +153,7 @@ cdef char* take(Frame* those_kept, int64_t* left, int count, bint* zeros) noexce
     if left[0]:
         left[0] -= 1
         frames = those_kept[left[0]]
+        count_kept()
     us_unlock(&stage_lock)
     zeros[0] = frames == NULL
     return take_new(count) if frames == NULL else frames
@@ -182,6 +190,7 @@ cdef void stage_give(char* frames, int count, bint whole) noexcept nogil:
         count -= 1
         kept[have] = frames + (<uint64_t>count << FOLIO_SHIFT)
         have += 1
+    count_kept()
     us_unlock(&stage_lock)
     if count:
         # Of a whole window this frees the page table too (Linux 6.14), so that a huge page can come here again.
@@ -214,6 +223,7 @@ cdef char* stage_take_part() noexcept nogil:
     if have_parts:
         have_parts -= 1
         frame = kept_parts[have_parts]
+        count_kept()
     us_unlock(&stage_lock)
     if frame == NULL:
         frame = stage_part_room()
@@ -239,6 +249,7 @@ cdef void stage_part_give(char* frame) noexcept nogil:
     if have_parts < most_parts:
         kept_parts[have_parts] = frame
         have_parts += 1
+        count_kept()
         frame = NULL
     us_unlock(&stage_lock)
     if frame != NULL:

@@ -18,6 +18,7 @@ cdef struct Reclaim:
     int64_t pressed             # charges for which it goes on, after one had to reclaim by itself
     int64_t piece               # bytes of the last charge
     int64_t least_resident      # resident bytes that writeback spares while there is a device
+    const int64_t* aside        # bytes that the room above keeps for what comes next, of all pools
     int64_t overhead            # metadata of the rooms above, bytes
     int64_t resident            # bytes of folios in place, or about to be
     int64_t peak                # most ever of resident + pool + metadata

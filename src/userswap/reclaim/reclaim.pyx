@@ -30,12 +30,12 @@ cdef enum:
     ROUNDS = 256
     REST_NS = 5000000
     PRESSED = 4096
-    PIECES = 64
     STATUS_OVER_BUDGET = 137            # what a process ended by the OOM killer exits with
 
 
 cdef int64_t reclaim_used(Reclaim* r) noexcept nogil:
-    return us_read(&r.resident) + space_pool_bytes(r.swap) + space_metadata(r.swap) + us_read(&r.overhead)
+    return (us_read(&r.resident) + us_read(r.aside) + space_pool_bytes(r.swap) + space_metadata(r.swap)
+            + us_read(&r.overhead))
 
 
 cdef int64_t shrink(Reclaim* r, int64_t over) noexcept nogil:
@@ -140,25 +140,19 @@ cdef bint reclaim_try(Reclaim* r, int64_t bytes) noexcept nogil:
     return True
 
 
-cdef inline int64_t slack(Reclaim* r) noexcept nogil:
-    # What comes in small pieces leaves in small pieces, and their frames are kept for the next: not more than can be.
-    cdef int64_t some = PIECES * us_read(&r.piece)
-    return some if some < r.slack else r.slack
-
-
 cdef bint reclaim_short(Reclaim* r) noexcept nogil:
     # Not before somebody had to: a program that just fits would lose folios for nothing, over and over.
     cdef int64_t pressed = us_read(&r.pressed)
     if pressed == 0:
         return False
     us_write(&r.pressed, pressed - 1)
-    return reclaim_used(r) > r.limit - r.headroom - slack(r) // 2
+    return reclaim_used(r) > r.limit - r.headroom - r.slack // 2
 
 
 cdef void reclaim_background(Reclaim* r) noexcept nogil:
     # Not while nothing can leave: it would only throw out what the program works with.
     if not resting(r):
-        if reclaim_down_to(r, r.limit - r.headroom - slack(r), us_read(&r.piece)) > r.limit - r.headroom:
+        if reclaim_down_to(r, r.limit - r.headroom - r.slack, us_read(&r.piece)) > r.limit - r.headroom:
             us_write(&r.rest_until, us_now() + REST_NS)
 
 
