@@ -268,14 +268,14 @@ cdef bint charge(Region* region, uint64_t bytes, bint needed) noexcept nogil:
     """Before `bytes` of a region come into place: makes room now. False: there is none for what is not `needed`, and it is
     not charged.
 
-    What is not needed belongs to faults in a row: there the thread makes room for who comes next. Not for faults that go
+    What is not needed belongs to faults in a row: there the thread makes room for who comes next. Not where faults go
     anywhere: many small pieces leave then, and each is a TLB flush that interrupts the program's processor."""
     if needed:
         reclaim_charge(&region.pool.reclaim, <int64_t>bytes)
         return True
     if not reclaim_try(&region.pool.reclaim, <int64_t>bytes):
         return False
-    if reclaim_short(&region.pool.reclaim) and ahead_running():
+    if region.scattered < SCATTERED and reclaim_short(&region.pool.reclaim) and ahead_running():
         ahead_ask(region, ROOM)
     return True
 
