@@ -17,6 +17,7 @@ import pytest
 
 from helpers import FOLIO, check_empty, check_pool, data, fresh_pool, run_python
 from userswap import Pool
+from userswap.swap.map import BOUND
 
 PART = FOLIO // 4
 FOLIOS = 400  # 25 MiB in a budget of 16
@@ -410,3 +411,48 @@ def test_threads_on_parts_of_the_same_folios_never_see_a_wrong_byte(kind: str, l
     assert pool.stats().part_ins > 100
     check_pool(pool)
     assert np.array_equal(memory, plain)
+
+
+def test_what_is_written_to_moves_from_the_file_to_zswap_with_its_other_parts() -> None:
+    pool = fresh_pool()
+    memory, plain = filled(pool)
+    scatter(memory)
+    pool.evict()
+    pool.writeback(1 << 30)
+    before = pool.stats()
+    order = random.Random(6).sample(range(0, FOLIOS - 1), 60)
+    for folio in order:
+        at = folio * FOLIO + 3 * PART
+        memory[at] = plain[at] = plain[at] ^ 1
+    after = check_pool(pool)
+    if os.environ.get("USERSWAP_MAP") not in BOUND:
+        assert after.promotions - before.promotions >= 50
+        assert after.slot_bytes <= before.slot_bytes - 50 * 4096
+    pool.evict()
+    assert np.array_equal(memory, plain)
+    del memory
+    check_empty(pool)
+
+
+def test_a_child_moves_what_it_writes_to_out_of_the_parents_file_and_the_parent_keeps_it() -> None:
+    result = run_python("""
+import os, random, sys, numpy as np
+from helpers import FOLIO, data, fresh_pool
+from test_parts import FOLIOS, filled, scatter
+pool = fresh_pool()
+memory, plain = filled(pool)
+scatter(memory)
+pool.evict()
+pool.writeback(1 << 30)
+order = [f * FOLIO + 5 for f in random.Random(6).sample(range(FOLIOS - 1), 60)]
+pid = os.fork()
+if pid == 0:
+    for at in order: memory[at] = plain[at] = plain[at] ^ 2
+    pool.evict()
+    ok = np.array_equal(memory, plain) and pool._core.check()["wrong"] == 0
+    os._exit(0 if ok else 3)
+code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+assert np.array_equal(memory, plain) and pool._core.check()["wrong"] == 0
+sys.exit(code)
+""")
+    assert result.returncode == 0, result.stderr
