@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from helpers import FOLIO, data, fresh_pool
@@ -15,7 +18,7 @@ RECIPES = 9
 def folios(seed: int) -> list[bytes]:
     """One of each kind: numbers of all sizes, runs, text, parts that are alike, parts that do not compress."""
     rng = np.random.default_rng(seed)
-    kinds = [
+    kinds: list[npt.NDArray[Any]] = [
         data("walk", FOLIO, seed),
         data("small", FOLIO, seed),
         rng.integers(0, 2, FOLIO).astype(np.uint8),

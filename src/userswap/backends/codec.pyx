@@ -67,7 +67,8 @@ cdef extern from *:
     """
     const char* US_BLOSC2_SONAME            # the ABI that this module was built for
 
-# A Blosc2 chunk: a header, whose format is frozen, where its blocks begin, the blocks. (README_CHUNK_FORMAT of c-blosc2.)
+# A Blosc2 chunk: a header, whose format is frozen, where its blocks begin, the blocks (c-blosc2's
+# README_CHUNK_FORMAT).
 cdef packed struct Chunk:
     uint8_t version
     uint8_t codec_version

@@ -265,8 +265,8 @@ cdef int fill_from_peer(MemoryPool* pool, uint64_t id, char* target, uint64_t by
 
 
 cdef bint charge(Region* region, uint64_t bytes, bint needed) noexcept nogil:
-    """Before `bytes` of a region come into place: makes room now. False: there is none for what is not `needed`, and it is
-    not charged.
+    """Before `bytes` of a region come into place: makes room now. False: there is none for what is not `needed`, and it
+    is not charged.
 
     What is not needed belongs to faults in a row: there the thread makes room for who comes next. Not where faults go
     anywhere: many small pieces leave then, and each is a TLB flush that interrupts the program's processor."""

@@ -218,8 +218,8 @@ cdef bint device_usable(SwapSpace* s) noexcept nogil:
 
 
 cdef void free_slots(SwapSpace* s, uint64_t id, int device, int64_t slot, int slots) noexcept nogil:
-    """Slots that an id had, and the id (0: that lives on). Not at once while a forked child may still read them; then, as
-    soon as it can't. An id is kept with its slots only where it is a slot."""
+    """Slots that an id had, and the id (0: that lives on). Not at once while a forked child may still read them; then,
+    as soon as it can't. An id is kept with its slots only where it is a slot."""
     cdef int64_t count
     cdef bint bound = s.map.ops.bound
     if device < s.inherited:            # an ancestor's
