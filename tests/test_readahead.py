@@ -623,3 +623,36 @@ print("went on", flush=True)
     assert "wrong" not in result.stdout and "went on" not in result.stdout
     assert int(result.stdout.split()[-1]) > 0, "what is there came"
     assert "Input/output error. The program ends here." in result.stderr
+
+
+def test_a_scan_downwards_brings_whole_windows() -> None:
+    """A partition of a sort reads from both ends: what came from above must not pass for access anywhere."""
+    pool = fresh_pool(RAM)
+    memory = filled(pool)
+    out(pool)
+    before = pool.stats()
+    expected = stamp(np.arange(FOLIOS), np.zeros(FOLIOS, np.int64))
+    for folio in range(FOLIOS - 1, -1, -1):
+        assert memory[folio, -1] == expected[folio, -1]
+        assert memory[folio, 0] == expected[folio, 0]
+    after = pool.stats()
+    assert after.part_ins == before.part_ins
+    assert after.faults - before.faults < FOLIOS // 8
+    scan(memory, np.zeros(FOLIOS, np.int64))
+    check_pool(pool)
+
+
+def test_a_scan_from_both_ends_to_the_middle() -> None:
+    pool = fresh_pool(RAM)
+    memory = filled(pool)
+    out(pool)
+    before = pool.stats()
+    versions = np.zeros(FOLIOS, np.int64)
+    for low in range(FOLIOS // 2):
+        for folio in (low, FOLIOS - 1 - low):
+            memory[folio] += 1 << 20
+            versions[folio] += 1
+    assert pool.stats().part_ins == before.part_ins
+    out(pool)
+    scan(memory, versions)
+    check_pool(pool)

@@ -44,8 +44,8 @@ def store(first, last):
     # the same, but every fault is a write
     for i in order:
         if first <= i < last:
-            array[i * VALUES + 7] = i
-            wanted[i * VALUES + 7] = i
+            array[i * VALUES + 7] = i + len(passes)
+            wanted[i * VALUES + 7] = i + len(passes)
 
 def read(first, last):
     for i in range(first, last):
@@ -57,7 +57,8 @@ def turn(work, first, last):
     work(first, last)
     after = pool.stats()
     passes.append({"writebacks": after.writebacks - before.writebacks, "reads": reads() - was,
-                   "outs": after.swap_outs - before.swap_outs, "slots": after.slot_bytes, "stored": after.stored_bytes})
+                   "outs": after.swap_outs + after.part_outs - before.swap_outs - before.part_outs,
+                   "slots": after.slot_bytes, "stored": after.stored_bytes})
 
 BODY
 assert pool._core.check()["wrong"] == 0
@@ -81,11 +82,13 @@ def test_only_what_does_not_fit_goes_round(kind: str, frames: str) -> None:
     """Over and over the same: what was stored longest ago is what is wanted next, so the file must not take that."""
     folios = 1600  # 100 MiB, about 50 packed
     counted = passes("for _ in range(4):\n    turn(globals()[kind], 0, folios)\n", folios, kind, frames)
+    # Of what is written to in parts, the others move to zswap with it, and something else leaves for them.
+    times = 2 if frames == "move" and kind != "update" else 1
     for one in counted[1:]:
         share = one["slots"] / one["stored"]
         assert 0.1 < share < 0.5, "some of it fits, and not all"
         assert one["outs"] > 0.9 * folios, "all of it went through"
-        assert one["writebacks"] < (share + 0.1) * folios
+        assert one["writebacks"] < (times * share + 0.1) * folios
         assert one["reads"] < (share + 0.1) * folios + 100
 
 

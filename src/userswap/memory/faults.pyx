@@ -148,6 +148,7 @@ cdef enum:
     GATE_ONE = 4
 
 cdef uint64_t ALL = <uint64_t>-1     # no folio is spared
+cdef uint64_t NOWHERE = <uint64_t>-1 # no folio that a stream goes on with
 
 # The gate: how many threads are inside a transition. fork closes it and waits until it is empty, so that a
 # child never inherits a BUSY word or a held mutex.
@@ -494,22 +495,37 @@ cdef int part_fault(Region* region, uint64_t index, uint64_t word, char* page, b
 
 # ---- faults in a row ----
 
+cdef inline bint in_reach(uint64_t above, uint64_t below) noexcept nogil:
+    return above != NOWHERE and above >= below and above - below <= 2 * STAGE_SLOTS
+
+
+cdef bint all_resident(Region* region, uint64_t first, uint64_t last) noexcept nogil:
+    """What lies between a stream and who may belong to it was there already; none, if `first` is behind `last`."""
+    while first <= last and last != NOWHERE and word_resident(us_load(&region.words[first])):
+        first += 1
+    return first > last or last == NOWHERE
+
+
 cdef int wanted_run(Region* region, uint64_t index) noexcept nogil:
     """How many folios from this one on shall come together: more each time while faults follow each other, up to the
-    end of a window, so that what goes on from there can be a huge page. 0: it does not follow any."""
+    end of a window, so that what goes on from there can be a huge page. 0: it does not follow any. Downwards it is -1,
+    or -STAGE_SLOTS for the window that this one is the last of: a program that partitions goes both ways."""
     cdef Stream* stream
     cdef int i, most
-    cdef uint64_t between
     for i in range(STREAMS):
         stream = &region.streams[i]
-        if stream.run == 0 or index < stream.next or index - stream.next > 2 * STAGE_SLOTS:
+        if stream.run == 0:
             continue
-        # what lies between was there already
-        between = stream.next
-        while between < index and word_resident(us_load(&region.words[between])):
-            between += 1
-        if between < index:
+        if in_reach(stream.back, index) and all_resident(region, index + 1, stream.back):
+            stream.run = 2 * stream.run if 2 * stream.run < STAGE_SLOTS else STAGE_SLOTS
+            stream.next = NOWHERE
+            most = STAGE_SLOTS if (stream.run == STAGE_SLOTS <= region.pool.run_most
+                                   and index % STAGE_SLOTS == STAGE_SLOTS - 1) else 1
+            stream.back = index - <uint64_t>most
+            return -most
+        if not in_reach(index, stream.next) or not all_resident(region, stream.next, index - 1):
             continue
+        stream.back = NOWHERE
         most = 2 * stream.run
         if most > region.pool.run_most:
             most = region.pool.run_most
@@ -523,6 +539,7 @@ cdef int wanted_run(Region* region, uint64_t index) noexcept nogil:
     stream = &region.streams[region.turn % STREAMS]
     region.turn = (region.turn + 1) % STREAMS
     stream.next = index + 1
+    stream.back = index - 1 if index else NOWHERE
     stream.run = 1
     return 0
 
@@ -567,9 +584,9 @@ cdef bint window_in_place(Region* region, uint64_t first, char* frames, uint64_t
     return True
 
 
-cdef bint make_window(Region* region, uint64_t first, bint writing) noexcept nogil:
-    """A whole window, every folio of it in the same state and with BUSY set by us: into place as one piece. False: it
-    can't be had so."""
+cdef bint make_window(Region* region, uint64_t first, uint64_t index, bint writing) noexcept nogil:
+    """A whole window, every folio of it in the same state and with BUSY set by us: into place as one piece. `index` is
+    the one that is wanted. False: it can't be had so."""
     cdef MemoryPool* pool = region.pool
     cdef uint64_t* words = &region.words[first]
     cdef Worker* worker
@@ -599,7 +616,37 @@ cdef bint make_window(Region* region, uint64_t first, bint writing) noexcept nog
     if frames == NULL:
         reclaim_uncharge(&pool.reclaim, STAGE_SLOTS * FOLIO_BYTES)
         return False
-    return window_in_place(region, first, frames, first, writing)
+    return window_in_place(region, first, frames, index, writing)
+
+
+cdef bint make_window_below(Region* region, uint64_t index, uint64_t word, bint writing) noexcept nogil:
+    """The window that this folio, whose BUSY the caller has set, is the last of. True: all of it is in place, and its
+    words are released. False: nothing has changed."""
+    cdef uint64_t first = index + 1 - STAGE_SLOTS
+    cdef uint64_t at = index
+    if not whole_window(region, first):
+        return False
+    while at > first and hold_like(region, at - 1, word):
+        at -= 1
+    if at == first and make_window(region, first, index, writing):
+        return True
+    unbusy(region, at, index - at, ALL, 0)
+    return False
+
+
+cdef bint hold_like(Region* region, uint64_t index, uint64_t word) noexcept nogil:
+    """Sets BUSY on a folio that shall come together with one that has this word, if it can."""
+    cdef uint64_t* at = &region.words[index]
+    cdef uint64_t seen = us_load(at)
+    if seen & BUSY or word_state(seen) != word_state(word):
+        return False
+    if not us_cas(at, seen, (seen | BUSY) & ~<uint64_t>WAITERS):
+        return False
+    # Not asked before it is held: the id could end.
+    if word_id(seen) and swap_shared(region.pool.swap, word_id(seen)):
+        us_word_release(at, us_load(at) & ~<uint64_t>(BUSY | WAITERS), WAITERS)
+        return False
+    return True
 
 
 # ---- readahead: the jobs of memory/ahead ----
@@ -807,7 +854,7 @@ cdef int make_run(Region* region, uint64_t index, uint64_t word, bint writing, c
     cdef int most = wanted_run(region, index) if stage_usable() else 1
     cdef int count = 1, i, error
     cdef bint more
-    cdef bint alone = word_state(word) == SWAPPED and stage_usable() and anywhere(region, most > 0) and most == 0
+    cdef bint alone = word_state(word) == SWAPPED and stage_usable() and anywhere(region, most != 0) and most == 0
     cdef uint64_t[STAGE_SLOTS] held
     held[0] = word
     if word & STAGED and alone:
@@ -820,21 +867,14 @@ cdef int make_run(Region* region, uint64_t index, uint64_t word, bint writing, c
             and not swap_shared(region.pool.swap, word_id(word))):
         charge(region, PART_BYTES, True)
         return make_part(region, index, word, <int>((page - folio_at(region, index)) >> PART_SHIFT), writing)
-    while count < most:
-        word = us_load(&region.words[index + <uint64_t>count])
-        if word & BUSY or word_state(word) != word_state(held[0]):
-            break
-        held[count] = (word | BUSY) & ~<uint64_t>WAITERS
-        if not us_cas(&region.words[index + <uint64_t>count], word, held[count]):
-            break
-        # Not asked before it is held: the id could end.
-        if word_id(word) and swap_shared(region.pool.swap, word_id(word)):
-            us_word_release(&region.words[index + <uint64_t>count], held[count] & ~<uint64_t>BUSY, WAITERS)
-            break
+    if most == -STAGE_SLOTS and make_window_below(region, index, word, writing):
+        return 0
+    while count < most and hold_like(region, index + <uint64_t>count, word):
+        held[count] = us_load(&region.words[index + <uint64_t>count]) & ~<uint64_t>WAITERS
         count += 1
     if most > 1:
         ask_ahead(region, index + <uint64_t>most)
-    if count == STAGE_SLOTS and whole_window(region, index) and make_window(region, index, writing):
+    if count == STAGE_SLOTS and whole_window(region, index) and make_window(region, index, index, writing):
         return 0
     charge(region, folio_bytes(region, index), True)
     error = make_resident(region, index, held[0], writing)

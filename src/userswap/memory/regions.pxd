@@ -18,8 +18,9 @@ cdef enum:
 
 # Faults in a row, for instance of a thread that scans. Plain fields: a lost update costs a few faults.
 cdef struct Stream:
-    uint64_t next               # the folio that goes on with it
-    int32_t run                 # how many came together last
+    uint64_t next               # the folio that goes on with it, upwards
+    uint64_t back               # and downwards; what a stream is not is far away (NOWHERE)
+    int32_t run                 # how many came together last, or would have
 
 cdef struct Region:
     char* base
