@@ -140,13 +140,14 @@ cdef enum:
     BATCH = STAGE_SLOTS         # most folios evicted in one go
     LEAST_BATCH = 8             # and fewest, so that neighbours share system calls and TLB flushes
     TRIES = 64                  # victims that may fail to leave (incompressible, no device) before it gives up
-    HOT = 4                     # what comes back before 1/HOT as many have left as zswap has is hot
+    HOT = 2                     # what comes back before 1/HOT as many have left as zswap has is hot
     CHANCES = 32                # one in so many folios that should go back to the file gets a place in zswap
     SPINS = 400                 # looks at a word before sleeping: most are held for a few microseconds
     GATE_CLOSED = 1
     GATE_WAITERS = 2
     GATE_ONE = 4
 
+cdef uint64_t PART_FILED = <uint64_t>1 << PARTS     # in `sums`: its copy was in the swap file
 cdef uint64_t ALL = <uint64_t>-1     # no folio is spared
 cdef uint64_t NOWHERE = <uint64_t>-1 # no folio that a stream goes on with
 
@@ -299,7 +300,7 @@ cdef inline uint64_t without_copy(MemoryPool* pool, uint64_t id) noexcept nogil:
 
 
 cdef inline int64_t turn_length(Region* region, uint64_t index, uint32_t now) noexcept nogil:
-    """How many parts of folios have left since this one did."""
+    """How many folios have left since this one did, whole or in parts."""
     return <uint32_t>(now - region.left[index])
 
 
@@ -314,7 +315,7 @@ cdef bint is_hot(Region* region, uint64_t index) noexcept nogil:
     """Whether a SWAPPED folio that is wanted has a better claim to zswap than what is there: if its copy is in the swap
     file, it moves."""
     return (turn_length(region, index, <uint32_t>us_read(&region.pool.left))
-            < PARTS * space_packed(region.pool.swap) // HOT)
+            < space_packed(region.pool.swap) // HOT)
 
 
 cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writing) noexcept nogil:
@@ -420,8 +421,9 @@ cdef int make_part(Region* region, uint64_t index, uint64_t word, int part, bint
     region.broken[index // STAGE_SLOTS] = True
     us_chaos()
     if error == 0:
-        # What is written to will be stored anew, together with the parts that are not in place.
+        # What is written to will be stored anew, together with the parts that are not in place; and then maybe back there.
         if worker.loaded and (writing or is_hot(region, index)):
+            others |= 0 if is_hot(region, index) else PART_FILED
             word = word_with_id(word, swap_promote(pool.swap, worker, word_id(word), <uint64_t>&region.words[index]))
         sum = sum_folio(bytes, PART_BYTES)
         if frame == NULL:
@@ -484,7 +486,7 @@ cdef int part_fault(Region* region, uint64_t index, uint64_t word, char* page, b
         # Another thread was faster, or the program threw the page away with madvise.
         error = frame_mend(page, False)
         error = error if error < 0 else 0
-    elif page != NULL and (part < 2 or region.sums[index] != (<uint64_t>1 << part) - 1):
+    elif page != NULL and (part < 2 or region.sums[index] & ~<uint64_t>PART_FILED != (<uint64_t>1 << part) - 1):
         charge(region, PART_BYTES, True)
         return make_part(region, index, word, part, writing)
     else:
@@ -651,6 +653,13 @@ cdef bint hold_like(Region* region, uint64_t index, uint64_t word) noexcept nogi
 
 # ---- readahead: the jobs of memory/ahead ----
 
+cdef void change_id(uint64_t* at, uint64_t id) noexcept nogil:
+    """Of a word that is BUSY by us: others only set WAITERS."""
+    cdef uint64_t seen = us_load(at)
+    while not us_cas(at, seen, word_with_id(seen, id)):
+        seen = us_load(at)
+
+
 cdef int stage_folio(Region* region, uint64_t index, char* frame, Worker* worker, uint64_t fetched) noexcept nogil:
     """The bytes of a SWAPPED folio, whose word is BUSY, to the stage. `fetched`: what swap_fetch said. 0 or -errno."""
     cdef SwapSpace* swap = region.pool.swap
@@ -660,6 +669,9 @@ cdef int stage_folio(Region* region, uint64_t index, char* frame, Worker* worker
     else:
         error = swap_in(swap, worker, word_id(us_load(&region.words[index])), frame, FOLIO_BYTES, 0)
     if error == 0:
+        if worker.loaded and is_hot(region, index):
+            change_id(&region.words[index], swap_promote(swap, worker, word_id(us_load(&region.words[index])),
+                                                         <uint64_t>&region.words[index]))
         region.sums[index] = sum_folio(frame, FOLIO_BYTES)
     return error
 
@@ -1008,7 +1020,7 @@ cdef bint is_cold(Region* region, uint64_t index, uint64_t word, uint32_t now) n
     wanted, after others that are wanted earlier. A few stay all the same, since what else is there may be dead."""
     cdef uint32_t random = now * <uint32_t>2654435761u
     return (word_state(word) == DIRTY and word & FILED != 0 and (random >> 16) % CHANCES != 0
-            and turn_length(region, index, now) > PARTS * space_packed(region.pool.swap))
+            and turn_length(region, index, now) > space_packed(region.pool.swap))
 
 
 cdef bint put_back(char* folio, char* frame, uint64_t bytes) noexcept nogil:
@@ -1037,7 +1049,7 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
     cdef uint64_t gone
     cdef uint64_t[BATCH] ids
     cdef bint whole = count == STAGE_SLOTS and not region.broken[victims[0].index // STAGE_SLOTS]
-    cdef uint32_t cold, now = <uint32_t>us_add(&pool.left, PARTS * count)
+    cdef uint32_t cold, now = <uint32_t>us_add(&pool.left, count)
     us_chaos()
     if not whole:
         region.broken[victims[0].index // STAGE_SLOTS] = True
@@ -1126,15 +1138,15 @@ cdef uint64_t store_parts(MemoryPool* pool, Worker* worker, Victim* victim, cons
     cdef Region* region = victim.region
     cdef uint64_t holder = <uint64_t>&region.words[victim.index]
     cdef uint64_t id = word_id(victim.word)
-    cdef uint64_t fresh = swap_out_parts(pool.swap, worker, id, dirty, &region.hint, holder)
+    cdef bint filed = region.sums[victim.index] & PART_FILED or swap_far(pool.swap, id)
+    cdef uint32_t cold = filed and is_cold(region, victim.index, word_make(DIRTY, 0) | FILED,
+                                           <uint32_t>us_read(&pool.left))
+    cdef uint64_t fresh = swap_out_parts(pool.swap, worker, id, dirty, &region.hint, holder, cold)
     cdef char* frame
     cdef bint zeros = False
-    cdef uint32_t cold
     cdef int part, refused = 0
     if fresh:
         return fresh
-    cold = swap_far(pool.swap, id) and is_cold(region, victim.index, word_make(DIRTY, 0) | FILED,
-                                               <uint32_t>us_read(&pool.left))
     frame = stage_take(&zeros)
     if frame == NULL:
         return 0
@@ -1204,7 +1216,7 @@ cdef int64_t vacate_parts(MemoryPool* pool, Worker* worker, Victim* victim) noex
         # A count more, if the program made it what it was meanwhile: then it has the same id.
         swap_put(pool.swap, id)
     us_add(&pool.swapped_bytes, <int64_t>gone)
-    region.left[index] = <uint32_t>us_add(&pool.left, <int64_t>gone >> PART_SHIFT)
+    region.left[index] = <uint32_t>us_add(&pool.left, 1)
     reclaim_uncharge(&pool.reclaim, <int64_t>gone)
     us_word_release(&region.words[index], word_make(SWAPPED, next), WAITERS)
     return <int64_t>gone
@@ -1558,7 +1570,7 @@ cdef int64_t memory_check(MemoryPool* pool, int64_t* states) noexcept nogil:
                 swapped += <int64_t>folio_bytes(region, i)
             if word_partial(word):
                 states[5] += 1
-                if word & (PIN_MASK | GUARDED) or not 0 < region.sums[i] < 1 << PARTS:
+                if word & (PIN_MASK | GUARDED) or not 0 < region.sums[i] & ~<uint64_t>PART_FILED < 1 << PARTS:
                     wrong += 1
             if (word_id(word) != 0) != (word_state(word) == CLEAN or word_state(word) == SWAPPED):
                 wrong += 1

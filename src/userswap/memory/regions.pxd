@@ -28,7 +28,8 @@ cdef struct Region:
     uint64_t granules           # of address space held, in folios
     uint64_t* words             # the page table, one word a folio
     uint64_t* sums              # of folios that are CLEAN and not GUARDED: what their bytes were when they came
-    # Of a folio that is PARTIAL `sums` says which parts are in place, a bit each; here are the parts' own sums.
+    # Of a folio that is PARTIAL `sums` says which parts are in place, a bit each, and a bit more whether its copy
+    # was in the swap file before it was written to; here are the parts' own sums.
     uint64_t* part_sums
     uint32_t* left              # what the pool's `left` was when it left last
     # By window of 32 folios: single folios came or left since it was one piece, so that it is in small pages now and
@@ -55,7 +56,7 @@ cdef struct MemoryPool:
     int64_t region_count
     int64_t virtual_bytes
     int64_t peak_virtual
-    int64_t left                # parts of folios that left, ever: the clock of Region.left
+    int64_t left                # folios that left, whole or in parts, ever: the clock of Region.left
     int64_t swapped_bytes       # of folios that are SWAPPED
     int64_t readahead           # windows that were READY before they were wanted
     int64_t readahead_hits      # and that somebody came for

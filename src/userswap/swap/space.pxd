@@ -87,7 +87,7 @@ cdef void swap_out_run(SwapSpace* s, Worker* worker, const void* data, int count
 # Stores a whole folio that is what `id` holds but for the parts (of PARTS) that `parts` has pointers to: a new id. 0:
 # it can't be done so (`id` is not in zswap, the result hardly compresses): it has to leave as a whole.
 cdef uint64_t swap_out_parts(SwapSpace* s, Worker* worker, uint64_t id, const void* const* parts, CodecHint* hint,
-                             uint64_t holder) noexcept nogil
+                             uint64_t holder, uint32_t cold) noexcept nogil
 # Loads the n bytes of an id into `data`: 0 or -errno (-EIO: the device or the copy is damaged; -ENXIO: it was
 # in the swap file of an ancestor that is out of reach). The id keeps its copy and its count.
 # `folio`: the holder whose clean folio it becomes, for the swap cache; 0: it will be written.

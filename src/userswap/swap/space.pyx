@@ -529,7 +529,7 @@ cdef uint64_t swap_out(SwapSpace* s, Worker* worker, const void* data, int n, Co
 
 
 cdef uint64_t swap_out_parts(SwapSpace* s, Worker* worker, uint64_t id, const void* const* parts, CodecHint* hint,
-                             uint64_t holder) noexcept nogil:
+                             uint64_t holder, uint32_t cold) noexcept nogil:
     cdef Leaving leaving
     cdef uint64_t entry, fresh = 0
     cdef const char* packed
@@ -548,7 +548,7 @@ cdef uint64_t swap_out_parts(SwapSpace* s, Worker* worker, uint64_t id, const vo
         return 0
     store_packed(s, worker.packed, length, &leaving)
     if leaving.entry:
-        publish(s, &leaving, 1, 0, holder, &fresh)
+        publish(s, &leaving, 1, cold, holder, &fresh)
     for i in range(PARTS):
         us_add(&s.part_outs, fresh != 0 and parts[i] != NULL)
     return fresh
@@ -736,11 +736,13 @@ cdef void swap_fetch(SwapSpace* s, const uint64_t* ids, int n, char* frames, cha
 
 cdef int swap_unpack(SwapSpace* s, Worker* worker, uint64_t entry, char* frame) noexcept nogil:
     cdef int error = 0
+    worker.loaded = 0
     if slot_raw(entry):
         if slot_count(entry) * SLOT_BYTES != FOLIO_BYTES:
             return -EIO
     else:
         memcpy(worker.packed, frame, slot_count(entry) * SLOT_BYTES)
+        worker.loaded = slot_count(entry) * SLOT_BYTES
         error = codec_decompress(worker, worker.packed, slot_count(entry) * SLOT_BYTES, frame, FOLIO_BYTES)
     if error == 0:
         us_add(&s.swap_ins, 1)
