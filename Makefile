@@ -53,12 +53,12 @@ endef
 
 debug: $(BIN)/.tools  ## the tests on a build with assertions, lock checks and injected delays
 	$(call install-to,debug,-Csetup-args=-Dassertions=true -Csetup-args=-Dbuildtype=debugoptimized)
-	@USERSWAP_CHAOS=$${USERSWAP_CHAOS:-200} PYTHONPATH=build/debug-site $(BIN)/python -m pytest -q
+	@USERSWAP_CHAOS=$${USERSWAP_CHAOS:-200} PYTHONPATH=$(CURDIR)/build/debug-site $(BIN)/python -m pytest -q
 
 # Alignment is left out: the wrappers of system calls read what programs pass, aligned or not.
 sanitize: $(BIN)/.tools  ## the tests on a build with the undefined-behaviour sanitizer
 	$(call install-to,sanitize,-Csetup-args=-Dassertions=true -Csetup-args=-Db_sanitize=undefined -Csetup-args=-Db_lundef=false -Csetup-args=-Dc_args=-fno-sanitize=alignment)
-	@UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 PYTHONPATH=build/sanitize-site $(BIN)/python -m pytest -q
+	@UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 PYTHONPATH=$(CURDIR)/build/sanitize-site $(BIN)/python -m pytest -q
 
 clean:  ## remove what was built, .venv/ too
 	@rm -rf build $(VENV)
