@@ -149,7 +149,7 @@ cdef enum:
 
 cdef uint64_t PART_FILED = <uint64_t>1 << PARTS     # in `sums`: its copy was in the swap file
 cdef uint64_t ALL = <uint64_t>-1     # no folio is spared
-cdef uint64_t NOWHERE = <uint64_t>-1 # no folio that a stream goes on with
+cdef uint64_t NOWHERE = <uint64_t>-1     # no folio that a stream goes on with
 
 # The gate: how many threads are inside a transition. fork closes it and waits until it is empty, so that a
 # child never inherits a BUSY word or a held mutex.
@@ -421,7 +421,8 @@ cdef int make_part(Region* region, uint64_t index, uint64_t word, int part, bint
     region.broken[index // STAGE_SLOTS] = True
     us_chaos()
     if error == 0:
-        # What is written to will be stored anew, together with the parts that are not in place; and then maybe back there.
+        # What is written to will be stored anew, together with the parts that are not in place; and then maybe back
+        # there.
         if worker.loaded and (writing or is_hot(region, index)):
             others |= 0 if is_hot(region, index) else PART_FILED
             word = word_with_id(word, swap_promote(pool.swap, worker, word_id(word), <uint64_t>&region.words[index]))
