@@ -656,3 +656,48 @@ def test_a_scan_from_both_ends_to_the_middle() -> None:
     out(pool)
     scan(memory, versions)
     check_pool(pool)
+
+
+STALE = """
+import os, sys
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])    # no thread: faults make windows
+import numpy as np
+sys.path.insert(0, sys.argv[2])
+from helpers import FOLIO, check_pool, data, fresh_pool
+path, window, read = sys.argv[1], 32, 6 * 32
+pool = fresh_pool("128MiB", swap=f"{path}:64M")
+plain = data("walk", 2560 * FOLIO, 1)
+memory = pool.array(plain)
+pool.evict()
+pool.writeback(20 << 20)
+assert memory[: read * FOLIO].sum() == plain[: read * FOLIO].sum()
+pool.evict()                            # so they left a moment ago: what comes now is hot
+blocks = range(0, os.path.getsize(path), 1 << 20)
+with open(path, "r+b") as file:
+    for at in blocks:                   # each of one folio
+        file.seek(at)
+        file.write(bytes(4096))
+damaged = wrong = 0
+out = os.open(sys.argv[1] + ".out", os.O_RDWR | os.O_CREAT)
+for folio in range(read):
+    try:
+        os.pwrite(out, memory[folio * FOLIO : (folio + 1) * FOLIO], 0)
+    except OSError:
+        damaged += 1
+        continue
+    wrong += os.pread(out, FOLIO, 0) != plain[folio * FOLIO : (folio + 1) * FOLIO].tobytes()
+print(len(blocks), damaged, wrong, pool.stats().promotions, pool._core.check()["wrong"])
+"""
+
+
+def test_a_window_that_came_to_nothing_after_folios_moved_to_zswap_uses_their_new_ids(tmp_path: Path) -> None:
+    """Its words were remembered from before: their slots were free by then, or somebody else's."""
+    path = tmp_path / "swap"
+    path.touch()
+    result = run_python(STALE, str(path), str(Path(__file__).parent))
+    assert result.returncode == 0, result.stderr
+    blocks, damaged, wrong, promotions, counts = (int(word) for word in result.stdout.split())
+    assert (wrong, counts) == (0, 0)
+    assert 1 <= damaged <= blocks, "only those that are damaged can't be had"
+    if os.environ.get("USERSWAP_MAP") not in BOUND:
+        assert promotions > 50

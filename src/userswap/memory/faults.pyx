@@ -868,8 +868,7 @@ cdef int make_run(Region* region, uint64_t index, uint64_t word, bint writing, c
     cdef int count = 1, i, error
     cdef bint more
     cdef bint alone = word_state(word) == SWAPPED and stage_usable() and anywhere(region, most != 0) and most == 0
-    cdef uint64_t[STAGE_SLOTS] held
-    held[0] = word
+    cdef uint64_t* at
     if word & STAGED and alone:
         # Who comes by chance would make the thread go on from there, over and over.
         ahead_forget(region.pool, region, False)
@@ -883,21 +882,23 @@ cdef int make_run(Region* region, uint64_t index, uint64_t word, bint writing, c
     if most == -STAGE_SLOTS and make_window_below(region, index, word, writing):
         return 0
     while count < most and hold_like(region, index + <uint64_t>count, word):
-        held[count] = us_load(&region.words[index + <uint64_t>count]) & ~<uint64_t>WAITERS
         count += 1
     if most > 1:
         ask_ahead(region, index + <uint64_t>most)
     if count == STAGE_SLOTS and whole_window(region, index) and make_window(region, index, index, writing):
         return 0
     charge(region, folio_bytes(region, index), True)
-    error = make_resident(region, index, held[0], writing)
+    # The words as they are now: a window that came to nothing may have moved some of its folios to zswap, which changes
+    # ids, and the slots that the old ones name are free.
+    error = make_resident(region, index, us_load(&region.words[index]) & ~<uint64_t>WAITERS, writing)
     more = error == 0
     for i in range(1, count):
+        at = &region.words[index + <uint64_t>i]
         more = more and charge(region, folio_bytes(region, index + <uint64_t>i), False)
         if more:
-            make_resident(region, index + <uint64_t>i, held[i], False)
+            make_resident(region, index + <uint64_t>i, us_load(at) & ~<uint64_t>WAITERS, False)
         else:
-            us_word_release(&region.words[index + <uint64_t>i], held[i] & ~<uint64_t>BUSY, WAITERS)
+            us_word_release(at, us_load(at) & ~<uint64_t>(BUSY | WAITERS), WAITERS)
     return error
 
 
