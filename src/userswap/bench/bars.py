@@ -85,7 +85,8 @@ def two_threads(results: Results) -> Iterator[Verdict]:
     found = results.compared(one, two)
     if found:
         times = median(found)
-        yield Verdict("scan with 2 threads, by 1, no readahead", f">= {TWO_THREADS}x", f"{times:.2f}x", times >= TWO_THREADS)
+        what = "scan with 2 threads, by 1, no readahead"
+        yield Verdict(what, f">= {TWO_THREADS}x", f"{times:.2f}x", times >= TWO_THREADS)
 
 
 def when_it_fits(results: Results) -> Iterator[Verdict]:
