@@ -102,6 +102,15 @@ def test_what_is_written_to_parts_is_kept(kind: str, where: str) -> None:
     check_empty(pool)
 
 
+def test_parts_of_an_array_that_goes_are_forgotten() -> None:
+    pool = fresh_pool()
+    memory, _ = filled(pool, "small")
+    scatter(memory)
+    assert partial(pool) > 10
+    del memory
+    check_empty(pool)
+
+
 def test_scans_still_bring_whole_folios() -> None:
     pool = fresh_pool()
     memory, plain = filled(pool)
@@ -321,6 +330,31 @@ def test_shared_ids_come_whole_and_parts_leave_when_their_id_became_shared() -> 
     check_pool(pool)
 
 
+def test_what_became_shared_while_parts_were_in_place_is_not_changed_in_place() -> None:
+    """An identical folio that is stored takes the id of one that has a part in place, which is written to then."""
+    pool = fresh_pool()
+    memory, plain = filled(pool, "walk", 150)  # few: nothing has to leave
+    order = random.Random(5).sample(range(0, 149), 64)
+    for folio in order:
+        int(memory[folio * FOLIO + PART])
+    folios = order[40:]
+    kept = np.concatenate([plain[f * FOLIO : (f + 1) * FOLIO] for f in folios])
+    again = pool.array(kept)
+    copy = pool.snapshot(again)  # stores what stays in place
+    assert pool.stats().deduped >= len(folios) - 8
+    assert partial(pool) >= len(folios) - 8
+    for f in folios:
+        memory[f * FOLIO + PART] = plain[f * FOLIO + PART] = plain[f * FOLIO + PART] ^ 1
+    before = pool.stats()
+    pool.evict()
+    assert check_pool(pool).part_outs - before.part_outs >= len(folios) - 8
+    assert np.array_equal(again, kept)
+    assert np.array_equal(copy, kept)
+    assert np.array_equal(memory, plain)
+    del memory, again, copy
+    check_empty(pool)
+
+
 def test_a_page_that_the_program_threw_away_reads_as_zeros_and_stays_so() -> None:
     pool = fresh_pool()
     memory, plain = filled(pool, "small")  # nothing has to leave: what is not in place can't be thrown away
@@ -472,6 +506,30 @@ def test_a_part_whose_slots_are_damaged_ends_the_program(tmp_path: Any, damage: 
     assert f"can't be brought back from {path}: Input/output error. The program ends here." in result.stderr
 
 
+def test_a_damaged_part_is_only_missed_by_who_wants_it(tmp_path: Any) -> None:
+    """Most of a folio is wanted, so all of it should come, and can't."""
+    path = tmp_path / "swap"
+    path.touch()
+    code = DAMAGE.replace("DAMAGE", "file.seek(at + 44); file.write(bytes([255]) * 4)")  # where the last block is
+    code = (
+        code.split("at = (FOLIOS")[0]
+        + """
+at = (FOLIOS - 1) * FOLIO + 5
+for part in (0, 2, 1):
+    assert memory[at + part * FOLIO // 4] == plain[at + part * FOLIO // 4]
+    memory[at + part * FOLIO // 4] ^= 1
+assert pool._core.check()["wrong"] == 0
+for part in (0, 2, 1):
+    assert memory[at + part * FOLIO // 4] == plain[at + part * FOLIO // 4] ^ 1
+print("and then", flush=True)
+print(memory[at + 3 * FOLIO // 4])
+"""
+    )
+    result = run_python(code, str(path))
+    assert result.stdout == "before\nand then\n", result
+    assert result.returncode == -signal.SIGBUS
+
+
 def test_folios_of_shared_ids_come_whole() -> None:
     pool = fresh_pool()
     memory, plain = filled(pool, "small")
@@ -528,6 +586,46 @@ def test_threads_on_parts_of_the_same_folios_never_see_a_wrong_byte(kind: str, l
     assert not failures, failures[:5]
     assert pool.stats().part_ins > 100
     check_pool(pool)
+    assert np.array_equal(memory, plain)
+
+
+def test_what_goes_cold_in_place_may_be_moved_meanwhile() -> None:
+    """Who stored parts told zswap so when the entry was free again: another object could be there by then. A build with
+    assertions sees it."""
+    pool = fresh_pool(map_design="descriptor")
+    memory, plain = filled(pool, folios=600)
+    scatter(memory)
+    pool.evict()
+    pool.writeback(1 << 30)
+    done = threading.Event()
+
+    def work(me: int) -> None:
+        rng = random.Random(me)
+        for _ in range(4000):  # written to at once, so that they move from the file to zswap, and are cold there
+            at = (rng.randrange(300) * 2 + me) * FOLIO + rng.randrange(FOLIO)
+            memory[at] = plain[at] = rng.randrange(256)
+
+    def disturb() -> None:
+        rng = random.Random(99)
+        while not done.is_set():
+            pool._core.compact()
+            if rng.random() < 0.3:
+                pool.writeback(1 << 18)
+            if rng.random() < 0.3:
+                pool.evict(1 << 20)
+
+    threads = [threading.Thread(target=work, args=[me]) for me in range(2)]
+    disturber = threading.Thread(target=disturb)
+    for thread in [*threads, disturber]:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+        assert not thread.is_alive(), "a thread hangs"
+    done.set()
+    disturber.join(60)
+    stats = check_pool(pool)
+    assert stats.part_updates > 1000
+    assert stats.promotions > 500
     assert np.array_equal(memory, plain)
 
 

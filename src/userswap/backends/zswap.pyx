@@ -569,6 +569,9 @@ cdef void zswap_set_owner_cold(Zswap* z, uint64_t handle, uint64_t owner) noexce
     cdef uint32_t i = <uint32_t>(handle & ((1 << HANDLE_SHIFT) - 1)) - 1
     cdef SizeClass* k = &z.classes[z.segments[s].size_class]
     us_lock(&z.mutex)
+    us_assert(i < k.capacity and (<uint64_t*>base_of(z, s))[i >> 6] >> (i & 63) & 1
+              and (record_of(k, base_of(z, s), i).owner == 0 or record_of(k, base_of(z, s), i).owner == owner),
+              b"what is cold is nobody's yet, or still its owner's")
     record_of(k, base_of(z, s), i).owner = owner
     us_and(<uint64_t*>(base_of(z, s) + k.young) + (i >> 6), ~(<uint64_t>1 << (i & 63)))
     cold_push(z, handle, owner)
