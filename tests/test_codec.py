@@ -105,6 +105,17 @@ def test_parts_are_put_into_their_rooms_without_a_changed_byte() -> None:
     assert refused > 100
 
 
+def test_what_gets_shorter_is_not_put_where_it_is_taken_for_not_compressed() -> None:
+    walk, noise = data("walk", FOLIO, 1).tobytes(), data("noise", FOLIO, 2).tobytes()
+    packed = codec.compress(walk, 2)[1]
+    assert packed is not None
+    packed, _ = codec.replace(packed, [noise[:PART], None, None, None], 2)
+    assert codec.update(packed, [walk[:PART], None, None, None], 2) is None
+    updated = codec.update(packed, [noise[PART : 2 * PART], None, None, None], 2)
+    assert updated is not None
+    assert codec.decompress(updated, FOLIO) == noise[PART : 2 * PART] + walk[PART:]
+
+
 @pytest.mark.parametrize("more", [0, 1, 3, 4, 1000, 20000])
 def test_room_is_spread_so_that_what_is_not_compressed_stays_so(more: int) -> None:
     walk, noise = data("walk", FOLIO, 1).tobytes(), data("noise", FOLIO, 2).tobytes()

@@ -101,6 +101,23 @@ def test_other_lengths_are_refused(length: int) -> None:
 # ---- contents ----
 
 
+def test_the_pages_that_an_object_grows_onto_are_counted() -> None:
+    """One object of each class: nothing behind it has touched them."""
+    grown = 0
+    for length in range(33000, 57000, 512):
+        pool = ZswapPool(8 << 20, 10)
+        pool.store(1, b"x" * length)
+        before = pool.bytes
+        longer = length
+        while class_for(longer + 1) == class_for(length):
+            longer += 1
+        assert pool.rewrite(1, b"y" * longer)
+        books(pool)
+        assert pool.bytes >= longer
+        grown += pool.bytes > before
+    assert grown
+
+
 def test_an_object_is_rewritten_in_its_room_and_nowhere_else() -> None:
     r = random.Random(4)
     pool = ZswapPool(2 << 30, 1000)
