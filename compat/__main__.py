@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from compat.compare import Outcome, Verdict, differing, failing_both, judge, stale
 from compat.report import Result, load, save, table, write_document
-from compat.runner import MODES, RAM, Run, interpreter, packages, run_slice
+from compat.runner import MODES, RAM, Run, interpreter, packages, run_slice, stopping
 from compat.suites import KNOWN, SUITES, Slice, Suite
 
 AT_ONCE = 2
@@ -48,7 +48,7 @@ class Display:
         self.progress.advance(self.whole)
         counts = Counter(outcome.outcome for outcome in run.outcomes.values())
         said = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
-        self.console.print(f"{name}: {said}; {run.seconds:.0f} s", highlight=False)
+        self.console.print(f"{name}: {said}; {run.seconds:.0f} s", highlight=False, soft_wrap=True)
         return run
 
 
@@ -90,6 +90,9 @@ def run_suite(suite: Suite, parts: tuple[Slice, ...], display: Display, pool: Th
         swap_ins=sum(run.stats.get("swap_ins", 0) + run.stats.get("part_ins", 0) for run in swapped),
         verdicts=tuple(verdicts),
         stale=tuple(old),
+        broken=tuple(
+            part.name for part in parts if any(test.startswith("<") for test in first[part.name, "plain"].outcomes)
+        ),
         both=tuple(
             test for part in parts for test in failing_both(*(first[part.name, mode].outcomes for mode in MODES))
         ),
@@ -128,15 +131,20 @@ def main() -> int:
     display = Display(python, options.results)
     results: list[Result] = []
     with display.progress, ThreadPoolExecutor(AT_ONCE) as pool:
-        for suite in SUITES:
-            asked = [one.partition(":")[2] for one in options.suites if one.partition(":")[0] == suite.name]
-            if options.suites and not asked:
-                continue
-            parts = tuple(part for part in suite.slices if not any(asked) or part.name in asked)
-            result = run_suite(suite, parts, display, pool)
-            results.append(result)
-            if parts == suite.slices:
-                save(result, options.results)
+        try:
+            for suite in SUITES:
+                asked = [one.partition(":")[2] for one in options.suites if one.partition(":")[0] == suite.name]
+                if options.suites and not asked:
+                    continue
+                parts = tuple(part for part in suite.slices if not any(asked) or part.name in asked)
+                result = run_suite(suite, parts, display, pool)
+                results.append(result)
+                if parts == suite.slices:
+                    save(result, options.results)
+        except KeyboardInterrupt:
+            stopping.set()
+            pool.shutdown(cancel_futures=True)
+            return 130
     console = Console()
     console.print(table(results))
     for result in results:
@@ -146,6 +154,8 @@ def main() -> int:
                 f"swapped {', '.join(verdict.swapped)}",
                 markup=False, highlight=False, soft_wrap=True,
             )  # fmt: skip
+        for part in result.broken:
+            console.print(f"could not be run plain: {result.suite} {part}", highlight=False)
         for old in result.stale:
             console.print(f"stale: {result.suite} {old}", markup=False, highlight=False, soft_wrap=True)
     write_document(load(options.results), RAM, Path("docs/compatibility.md"))

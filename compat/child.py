@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 ADDRESS = re.compile(r"0x[0-9a-f]{4,}")
 PUSH_SECONDS = 0.005
+# More at a time would only add to the swapping of tests that need more than the budget anyway.
+PUSH_BYTES = 1 << 20
 WRITEBACK_EVERY = 8
 TEXT_MOST = 20_000
 
@@ -236,7 +238,7 @@ def push(stop: threading.Event) -> None:
     rounds = 0
     while not stop.wait(PUSH_SECONDS):
         if pool is not None:
-            pool.evict()
+            pool.evict(PUSH_BYTES)
             rounds += 1
             if rounds % WRITEBACK_EVERY == 0:
                 pool.writeback()

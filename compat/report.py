@@ -23,9 +23,9 @@ INTRODUCTION = """\
 Other people's test suites, run plain and under swapped memory; only the difference counts. `make compat` runs them
 (`make compat SUITES="numpy h5py"` some of them) and writes this page.
 
-Swapped means `userswap run --ram {ram} --min-array 4K`, the least of both that there is: every array of NumPy's of a
-page or more is swapped memory. As tests use small arrays, which even that budget would hold, a thread pushes everything
-out some hundred times a second, and a part of it on to the swap file. A crash or a hang is the outcome of the test that
+Swapped means `userswap run --ram {ram} --min-array 4K`: every array of NumPy's of a page or more is swapped memory. As
+tests use small arrays, which even that budget would hold, a thread pushes 1 MiB out up to two hundred times a second,
+and now and then all that is compressed on to the swap file. A crash or a hang is the outcome of the test that
 was under way, and the rest is run by a new process. What differs is run twice more in both ways: *worse* is what came
 out worse than it ever did plain, be it once; *flaky* is what is as bad plain now and then. *Time* is that of the
 swapped run against the plain one; it says what being swapped out all the time costs, nothing about ordinary use.
@@ -51,11 +51,13 @@ class Result:
     stale: tuple[str, ...]
     both: tuple[str, ...]
     """Tests that fail plain, and the same swapped."""
+    broken: tuple[str, ...]
+    """Slices of which not all could be run, plain."""
 
     @property
     def good(self) -> bool:
-        """Whether nothing counts against userswap, and what is listed as known is so."""
-        return not self.stale and not any(verdict.fails for verdict in self.verdicts)
+        """Whether nothing counts against userswap, all was run, and what is listed as known is so."""
+        return not self.stale and not self.broken and not any(verdict.fails for verdict in self.verdicts)
 
     def count(self, *kinds: str) -> int:
         """Return how many verdicts are of these kinds."""
@@ -74,13 +76,12 @@ def load(directory: Path) -> dict[str, Result]:
         path = directory / f"{suite.name}.json"
         if path.exists():
             kept = json.loads(path.read_text())
+            tuples = {name: tuple(kept[name]) for name in ("stale", "both", "broken")}
             verdicts = tuple(
                 Verdict(**one | {"plain": tuple(one["plain"]), "swapped": tuple(one["swapped"])})
                 for one in kept["verdicts"]
             )
-            results[suite.name] = Result(
-                **kept | {"verdicts": verdicts, "stale": tuple(kept["stale"]), "both": tuple(kept["both"])}
-            )
+            results[suite.name] = Result(**kept | tuples | {"verdicts": verdicts})
     return results
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -17,19 +18,27 @@ from typing import Any, BinaryIO
 from compat.compare import Outcome
 from compat.suites import Slice
 
-__all__ = ["MODES", "RAM", "Run", "interpreter", "packages", "run_slice"]
+__all__ = ["MODES", "RAM", "Run", "interpreter", "packages", "run_slice", "stopping"]
 
 HERE = Path(__file__).resolve().parent
 MODES = ("plain", "userswap")
-# The least budget that there is, and the least array.
-RAM = "11M"
+# Little more than the least budget that there is (11M, under which a few tests take minutes), and the least array.
+RAM = "16M"
 LEAST_ARRAY = "4K"
-# No test that is run takes a tenth of this, plain and on a quiet machine.
-STUCK_SECONDS = 300.0
+# Plain, no test takes a tenth of this; a few that need thrice the budget take minutes under userswap.
+STUCK_SECONDS = 600.0
 CRASHES_MOST = 25
 COLLECTING = "<collecting>"
 ENDING = "<end of the process>"
 GIVEN_UP = "<too many crashes: the rest was not run>"
+
+
+stopping = threading.Event()
+"""Set when nothing more shall be run: what is under way ends with Stopped."""
+
+
+class Stopped(Exception):  # noqa: N818 - nothing went wrong
+    """A slice was not run to its end, as somebody pressed Ctrl-C."""
 
 
 @dataclass
@@ -138,6 +147,8 @@ def run_once(child: list[str], work: Path, reading: Reading, output: BinaryIO) -
     work.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "USERSWAP"))}
     environment |= {
+        # NumPy builds extensions in its tests, with tools that it finds by name.
+        "PATH": f"{Path(child[0]).parent}:{os.environ['PATH']}",
         "TMPDIR": str(work),
         "PYTHONPATH": str(HERE / "cpython"),
         "PYTHONFAULTHANDLER": "1",
@@ -150,6 +161,8 @@ def run_once(child: list[str], work: Path, reading: Reading, output: BinaryIO) -
     stuck, last = False, time.monotonic()
     try:
         while process.poll() is None:
+            if stopping.is_set():
+                raise Stopped
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.5)
             if reading.update():

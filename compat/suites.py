@@ -67,7 +67,7 @@ NUMPY = Suite(
             "_core.tests.test_numeric _core.tests.test_nditer _core.tests.test_regression _core.tests.test_indexing",
             "_core.tests.test_mem_overlap _core.tests.test_mem_policy _core.tests.test_multithreading "
             "_core.tests.test_memmap _core.tests.test_einsum _core.tests.test_dtype _core.tests.test_longdouble",
-            "_core.tests",
+            "_core",
             "lib",
             "linalg",
             "fft",

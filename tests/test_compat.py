@@ -156,12 +156,14 @@ def test_pytest_under_userswap_is_recorded_test_by_test_with_swapped_arrays(tmp_
 def test_results_are_kept_and_the_page_says_what_came_out(tmp_path: Path) -> None:
     verdict = Verdict("a::b", "sometimes", ("passed", "passed"), ("crash", "passed"), "text")
     result = Result(
-        "numpy", "2.0", "3.11", 7, {"passed": 7}, {"passed": 6, "crash": 1}, 1.0, 3.0, 5, 4, (verdict,), (), ("x::y",)
-    )
+        suite="numpy", version="2.0", python="3.11", tests=7, plain={"passed": 7}, swapped={"passed": 6, "crash": 1},
+        plain_seconds=1.0, swapped_seconds=3.0, swap_outs=5, swap_ins=4, verdicts=(verdict,), stale=(),
+        both=("x::y",), broken=(),
+    )  # fmt: skip
     assert not result.good
     save(result, tmp_path)
     assert load(tmp_path) == {"numpy": result}
-    page = document(load(tmp_path), "11M")
+    page = document(load(tmp_path), "16M")
     assert "`a::b`: plain passed, swapped crash 1 of 2, passed 1 of 2" in page
     assert "- numpy: `x::y`" in page
     assert "Not run: " + ", ".join(suite.name for suite in SUITES[1:]) in page
