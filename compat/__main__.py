@@ -145,7 +145,7 @@ def main() -> int:
             stopping.set()
             pool.shutdown(cancel_futures=True)
             return 130
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=140)
     console.print(table(results))
     for result in results:
         for verdict in result.verdicts:
