@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -210,6 +211,8 @@ def run_unittest(events: Events, plan: Plan, modules: list[str]) -> None:
 
     # As CPython's own runner has it without options: nothing that takes long, or gigabytes of disk.
     support.use_resources = []
+    # Tests of thread pools sleep that long, five minutes as it is, if a task begins before its pool is ended.
+    support.LONG_TIMEOUT = 20.0
     suite = unittest.TestLoader().loadTestsFromNames(modules)
     names = Names()
     by_test: dict[int, str] = {}
@@ -249,6 +252,8 @@ def main(arguments: list[str]) -> None:
     path, kind, only, done, pushed, *rest = arguments
     # This directory is no place to import from, for programs that are not ours.
     sys.path.pop(0)
+    # A shell's background job ignores it, and tests send it to themselves.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     events = Events(path)
     plan = Plan(None if only == "-" else only, None if done == "-" else done)
     stop = threading.Event()

@@ -1,7 +1,9 @@
 """What `make compat` makes of outcomes: what counts against userswap, what does not, and that nothing is hidden."""
 
 import json
+import os
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -84,6 +86,13 @@ class Tests(unittest.TestCase):
     def test_5_skip(self): self.skipTest("not here")
     def test_6_good(self): pass
 """
+ENDLESS = """
+import os, pathlib, time, unittest
+
+class Tests(unittest.TestCase):
+    def test_1(self): pathlib.Path({pid!r}).write_text(str(os.getpid()))
+    def test_2(self): time.sleep(600)
+"""
 PYTEST = """
 import os, signal, pytest
 
@@ -130,6 +139,24 @@ def with_tests(directory: Path) -> Path:
     (fake / "child.py").symlink_to(runner.HERE / "child.py")
     (fake / "cpython").symlink_to(directory)
     return fake
+
+
+def test_ctrl_c_ends_what_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tests_of_others.py").write_text(ENDLESS.format(pid=str(tmp_path / "pid")))
+    monkeypatch.setattr(runner, "HERE", with_tests(tmp_path))
+    stopping = threading.Event()
+    monkeypatch.setattr(runner, "stopping", stopping)
+
+    def stop(count: int) -> None:
+        if count:
+            stopping.set()
+
+    with pytest.raises(runner.Stopped):
+        runner.run_slice(
+            Slice("s", "unittest", ("tests_of_others",)), "plain", Path(sys.executable), log=tmp_path / "log", told=stop
+        )
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 def told(count: int) -> None:
