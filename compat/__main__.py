@@ -5,6 +5,7 @@ import platform
 import sys
 from argparse import ArgumentParser
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -12,8 +13,8 @@ from threading import Lock
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from compat.compare import Outcome, Verdict, differing, failing_both, judge, stale
-from compat.report import Result, load, save, table, write_document
+from compat.compare import Outcome, differing, failing_both, judge
+from compat.report import Result, combined, load, save, table, write_document
 from compat.runner import MODES, RAM, Run, interpreter, packages, run_slice, stopping
 from compat.suites import KNOWN, SUITES, Slice, Suite
 
@@ -52,51 +53,45 @@ class Display:
         return run
 
 
-def run_suite(suite: Suite, parts: tuple[Slice, ...], display: Display, pool: ThreadPoolExecutor) -> Result:
-    """Run slices of a suite in both ways, and what differs again."""
-    display.progress.update(display.whole, total=(display.progress.tasks[0].total or 0) + 2 * len(parts))
-    jobs = {(part.name, mode): pool.submit(display.run, suite, part, mode) for part in parts for mode in MODES}
-    first = {key: job.result() for key, job in jobs.items()}
-    verdicts: list[Verdict] = []
-    for part in parts:
-        runs = {mode: [first[part.name, mode].outcomes] for mode in MODES}
-        again = differing(runs["plain"][0], runs["userswap"][0])
+def run_all(parts: list[tuple[Suite, Slice]], display: Display, pool: ThreadPoolExecutor) -> Iterator[Result]:
+    """Run slices in both ways, and at the end what differs again; yield the results as they come."""
+    display.progress.update(display.whole, total=2 * len(parts))
+    jobs = [[pool.submit(display.run, suite, part, mode) for mode in MODES] for suite, part in parts]
+    later = []
+    for (suite, part), both in zip(parts, jobs, strict=True):
+        runs = [job.result() for job in both]
         # What is not a test can't be run again alone.
-        chosen = [test for test in again if not test.startswith("<")]
-        for _ in range(RETRIES if chosen else 0):
-            both = [pool.submit(display.run, suite, part, mode, chosen) for mode in MODES]
-            for mode, job in zip(MODES, both, strict=True):
-                runs[mode].append(job.result().outcomes)
-        verdicts += judge(suite.name, retried(runs["plain"], chosen), retried(runs["userswap"], chosen), KNOWN)
-    old = (
-        [f"{one.pattern}: {one.reason}" for one in stale(suite.name, verdicts, KNOWN)] if parts == suite.slices else []
-    )
-    counts = {
-        mode: dict(Counter(one.outcome for part in parts for one in first[part.name, mode].outcomes.values()))
-        for mode in MODES
-    }
-    swapped = [first[part.name, "userswap"] for part in parts]
+        chosen = [test for test in differing(*(run.outcomes for run in runs)) if not test.startswith("<")]
+        if not chosen:
+            yield result_of(suite, part, display.python, [[run] for run in runs], chosen)
+            continue
+        again = [[pool.submit(display.run, suite, part, mode, chosen) for mode in MODES] for _ in range(RETRIES)]
+        later.append((suite, part, runs, chosen, again))
+    for suite, part, runs, chosen, again in later:
+        by_mode = [[run, *(turn[way].result() for turn in again)] for way, run in enumerate(runs)]
+        yield result_of(suite, part, display.python, by_mode, chosen)
+
+
+def result_of(suite: Suite, part: Slice, python: Path, runs: list[list[Run]], chosen: list[str]) -> Result:
+    """Return the result of a slice from its runs, plain and swapped, of which later ones have `chosen` alone."""
+    plain, swapped = (run[0] for run in runs)
+    outcomes = [retried([run.outcomes for run in way], chosen) for way in runs]
     return Result(
         suite=suite.name,
-        version=version_of(suite, display.python),
+        parts=(part.name,),
+        version=version_of(suite, python),
         python=platform.python_version(),
-        tests=sum(len(set(first[part.name, "plain"].outcomes) | set(first[part.name, "userswap"].outcomes))
-                  for part in parts),
-        plain=counts["plain"],
-        swapped=counts["userswap"],
-        plain_seconds=sum(first[part.name, "plain"].seconds for part in parts),
-        swapped_seconds=sum(run.seconds for run in swapped),
-        swap_outs=sum(run.stats.get("swap_outs", 0) + run.stats.get("part_outs", 0) for run in swapped),
-        swap_ins=sum(run.stats.get("swap_ins", 0) + run.stats.get("part_ins", 0) for run in swapped),
-        verdicts=tuple(verdicts),
-        stale=tuple(old),
-        broken=tuple(
-            part.name for part in parts if any(test.startswith("<") for test in first[part.name, "plain"].outcomes)
-        ),
-        both=tuple(
-            test for part in parts for test in failing_both(*(first[part.name, mode].outcomes for mode in MODES))
-        ),
-    )  # fmt: skip
+        tests=len(set(plain.outcomes) | set(swapped.outcomes)),
+        plain=dict(Counter(one.outcome for one in plain.outcomes.values())),
+        swapped=dict(Counter(one.outcome for one in swapped.outcomes.values())),
+        plain_seconds=plain.seconds,
+        swapped_seconds=swapped.seconds,
+        swap_outs=swapped.stats.get("swap_outs", 0) + swapped.stats.get("part_outs", 0),
+        swap_ins=swapped.stats.get("swap_ins", 0) + swapped.stats.get("part_ins", 0),
+        verdicts=tuple(judge(suite.name, outcomes[0], outcomes[1], KNOWN)),
+        both=tuple(failing_both(plain.outcomes, swapped.outcomes)),
+        broken=(part.name,) if any(test.startswith("<") for test in plain.outcomes) else (),
+    )
 
 
 def retried(runs: list[dict[str, Outcome]], chosen: list[str]) -> list[dict[str, Outcome]]:
@@ -121,30 +116,36 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=Path("build/compat"), help="where logs and results are kept")
     options = parser.parse_args()
     names = {suite.name: suite for suite in SUITES}
-    for asked in options.suites:
-        suite, _, part = asked.partition(":")
+    for wanted in options.suites:
+        suite, _, part = wanted.partition(":")
         if suite not in names or (part and part not in [one.name for one in names[suite].slices]):
             there = ", ".join(names) if suite not in names else ", ".join(one.name for one in names[suite].slices)
-            parser.error(f"there is no {asked!r}, only {there}")
+            parser.error(f"there is no {wanted!r}, only {there}")
     python = interpreter(options.environment)
     options.results.mkdir(parents=True, exist_ok=True)
     display = Display(python, options.results)
-    results: list[Result] = []
+    asked = [one.partition(":") for one in options.suites]
+    parts = [
+        (suite, part)
+        for suite in SUITES
+        for part in suite.slices
+        if not asked or any(one[0] == suite.name and one[2] in ("", part.name) for one in asked)
+    ]
+    found: list[Result] = []
     with display.progress, ThreadPoolExecutor(AT_ONCE) as pool:
         try:
-            for suite in SUITES:
-                asked = [one.partition(":")[2] for one in options.suites if one.partition(":")[0] == suite.name]
-                if options.suites and not asked:
-                    continue
-                parts = tuple(part for part in suite.slices if not any(asked) or part.name in asked)
-                result = run_suite(suite, parts, display, pool)
-                results.append(result)
-                if parts == suite.slices:
-                    save(result, options.results)
+            for result in run_all(parts, display, pool):
+                found.append(result)
+                save(result, options.results)
         except KeyboardInterrupt:
             stopping.set()
             pool.shutdown(cancel_futures=True)
             return 130
+    results = [
+        combined([result for result in found if result.suite == suite.name])
+        for suite in SUITES
+        if any(result.suite == suite.name for result in found)
+    ]
     console = Console() if sys.stdout.isatty() else Console(width=140)
     console.print(table(results))
     for result in results:
@@ -157,12 +158,9 @@ def main() -> int:
         for part in result.broken:
             console.print(f"could not be run plain: {result.suite} {part}", highlight=False)
         for old in result.stale:
-            console.print(f"stale: {result.suite} {old}", markup=False, highlight=False, soft_wrap=True)
-    kept = load(options.results)
-    if len(kept) == len(SUITES):
-        write_document(kept, RAM, Path("docs/compatibility.md"))
-    else:
-        print("docs/compatibility.md stays as it is until every suite was run whole.")
+            console.print(f"stale: {result.suite} {old.pattern}", markup=False, highlight=False, soft_wrap=True)
+    if results:
+        write_document(load(options.results), RAM, Path("docs/compatibility.md"))
     good = all(result.good for result in results)
     said = "Nothing came out worse under swapped memory than plain." if good else f"Logs are in {options.results}."
     print(said)

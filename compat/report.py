@@ -2,21 +2,23 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from compat.compare import Verdict
-from compat.suites import KNOWN, SUITES
+from compat.compare import Verdict, stale
+from compat.suites import KNOWN, SUITES, Known
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["Result", "load", "save", "table", "write_document"]
+__all__ = ["Result", "combined", "load", "save", "table", "write_document"]
 
 COLUMNS = ("suite", "version", "tests", "passed plain", "passed swapped", "worse", "known", "flaky", "fail in both",
            "folios out", "folios in", "time")  # fmt: skip
+SUMS = ("parts", "tests", "plain_seconds", "swapped_seconds", "swap_outs", "swap_ins", "verdicts", "both", "broken")
+MODES = ("plain", "swapped")
 INTRODUCTION = """\
 # Compatibility
 
@@ -34,9 +36,10 @@ swapped run against the plain one; it says what being swapped out all the time c
 
 @dataclass(frozen=True)
 class Result:
-    """A suite's result."""
+    """The result of slices of a suite."""
 
     suite: str
+    parts: tuple[str, ...]
     version: str
     python: str
     tests: int
@@ -48,7 +51,6 @@ class Result:
     swap_outs: int
     swap_ins: int
     verdicts: tuple[Verdict, ...]
-    stale: tuple[str, ...]
     both: tuple[str, ...]
     """Tests that fail plain, and the same swapped."""
     broken: tuple[str, ...]
@@ -56,32 +58,59 @@ class Result:
 
     @property
     def good(self) -> bool:
-        """Whether nothing counts against userswap, all was run, and what is listed as known is so."""
+        """Whether all was run, nothing counts against userswap, and what is listed as known is so."""
         return not self.stale and not self.broken and not any(verdict.fails for verdict in self.verdicts)
+
+    @property
+    def stale(self) -> list[Known]:
+        """What is listed as known though nothing differs there any more; told once the whole suite was run."""
+        return stale(self.suite, self.verdicts, KNOWN) if not self.left_out else []
+
+    @property
+    def left_out(self) -> list[str]:
+        """Slices of the suite that were not run."""
+        slices = next(suite.slices for suite in SUITES if suite.name == self.suite)
+        return [part.name for part in slices if part.name not in self.parts]
 
     def count(self, *kinds: str) -> int:
         """Return how many verdicts are of these kinds."""
         return sum(verdict.kind in kinds for verdict in self.verdicts)
 
 
+def combined(results: Sequence[Result]) -> Result:
+    """Return the result of several slices of a suite as one."""
+    first, *rest = results
+    for other in rest:
+        sums: dict[str, Any] = {name: getattr(first, name) + getattr(other, name) for name in SUMS}
+        for name in MODES:
+            sums[name] = dict(Counter(getattr(first, name)) + Counter(getattr(other, name)))
+        first = replace(other, **sums)
+    return first
+
+
 def save(result: Result, directory: Path) -> None:
-    """Keep a result."""
-    (directory / f"{result.suite}.json").write_text(json.dumps(asdict(result), indent=1))
+    """Keep the result of a slice."""
+    (directory / f"{result.suite}-{result.parts[0]}.json").write_text(json.dumps(asdict(result), indent=1))
 
 
 def load(directory: Path) -> dict[str, Result]:
-    """Return what was kept, in the order of the suites."""
+    """Return what was kept, a result for each suite."""
     results = {}
     for suite in SUITES:
-        path = directory / f"{suite.name}.json"
-        if path.exists():
+        found = []
+        for part in suite.slices:
+            path = directory / f"{suite.name}-{part.name}.json"
+            if not path.exists():
+                continue
             kept = json.loads(path.read_text())
-            tuples = {name: tuple(kept[name]) for name in ("stale", "both", "broken")}
+            tuples = {name: tuple(kept[name]) for name in ("parts", "both", "broken")}
             verdicts = tuple(
                 Verdict(**one | {"plain": tuple(one["plain"]), "swapped": tuple(one["swapped"])})
                 for one in kept["verdicts"]
             )
-            results[suite.name] = Result(**kept | tuples | {"verdicts": verdicts})
+            found.append(Result(**kept | tuples | {"verdicts": verdicts}))
+        if found:
+            results[suite.name] = combined(found)
     return results
 
 
@@ -138,6 +167,10 @@ def document(results: Mapping[str, Result], ram: str) -> str:
     text += ["", "The rest of each suite's tests was skipped or failed as expected, the same in both ways.", ""]
     text += ["Python " + ", ".join(sorted({result.python for result in results.values()})) + ". What is swapped:", ""]
     text += [f"- {suite.name}: {suite.note}." for suite in SUITES if suite.name in results]
+    left_out = [f"{suite.name} (all)" for suite in SUITES if suite.name not in results]
+    left_out += [f"{result.suite} {part}" for result in results.values() for part in result.left_out]
+    if left_out:
+        text += ["", f"Not run yet: {', '.join(left_out)}."]
     for title, kinds, none in (
         ("Worse", ("new", "sometimes"), "Nothing."),
         ("Flaky", ("flaky", "plain"), "Nothing was."),

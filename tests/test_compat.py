@@ -1,6 +1,6 @@
 """What `make compat` makes of outcomes: what counts against userswap, what does not, and that nothing is hidden."""
 
-import json
+import dataclasses
 import os
 import sys
 import threading
@@ -11,10 +11,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from compat import runner
+from compat import report, runner
 from compat.compare import Outcome, Verdict, failing_both, judge, stale
-from compat.report import Result, document, load, save
-from compat.suites import Known, Slice
+from compat.report import Result, combined, document, load, save
+from compat.suites import SUITES, Known, Slice
 
 
 def runs(*outcomes: str) -> list[dict[str, Outcome]]:
@@ -180,17 +180,46 @@ def test_pytest_under_userswap_is_recorded_test_by_test_with_swapped_arrays(tmp_
     assert [one.outcome for one in again.outcomes.values()] == ["failed"]
 
 
-def test_results_are_kept_and_the_page_says_what_came_out(tmp_path: Path) -> None:
-    verdict = Verdict("a::b", "sometimes", ("passed", "passed"), ("crash", "passed"), "text")
-    result = Result(
-        suite="numpy", version="2.0", python="3.11", tests=7, plain={"passed": 7}, swapped={"passed": 6, "crash": 1},
-        plain_seconds=1.0, swapped_seconds=3.0, swap_outs=5, swap_ins=4, verdicts=(verdict,), stale=(),
-        both=("x::y",), broken=(),
+def result(part: str, **changes: object) -> Result:
+    """A slice's result."""
+    of_it = Result(
+        suite="numpy", parts=(part,), version="2.0", python="3.11", tests=7, plain={"passed": 7},
+        swapped={"passed": 6, "crash": 1}, plain_seconds=1.0, swapped_seconds=3.0, swap_outs=5, swap_ins=4,
+        verdicts=(Verdict("a::b", "sometimes", ("passed", "passed"), ("crash", "passed"), "text"),), both=("x::y",),
+        broken=(),
     )  # fmt: skip
-    assert not result.good
-    save(result, tmp_path)
-    assert load(tmp_path) == {"numpy": result}
+    return dataclasses.replace(of_it, **changes)  # type: ignore[arg-type]
+
+
+def test_results_of_slices_are_kept_and_the_page_says_what_came_out(tmp_path: Path) -> None:
+    one, other = result("fft"), result("linalg", verdicts=(), swapped={"passed": 7}, both=())
+    save(one, tmp_path)
+    save(other, tmp_path)
+    both = load(tmp_path)["numpy"]
+    assert both == combined([other, one])
+    assert (both.tests, both.plain, both.swapped) == (14, {"passed": 14}, {"passed": 13, "crash": 1})
+    assert (both.parts, both.swapped_seconds, both.verdicts) == (("linalg", "fft"), 6.0, one.verdicts)
+    assert other.good
+    assert not one.good
+    assert not both.good
     page = document(load(tmp_path), "16M")
     assert "`a::b`: plain passed, swapped crash 1 of 2, passed 1 of 2" in page
     assert "- numpy: `x::y`" in page
-    assert json.loads((tmp_path / "numpy.json").read_text())["tests"] == 7
+    left_out = page.partition("Not run yet: ")[2].partition("\n")[0]
+    assert "numpy lib" in left_out
+    assert "h5py (all)" in left_out
+    assert "numpy fft" not in left_out
+    assert not result("fft", verdicts=(), broken=("fft",)).good
+
+
+def test_what_is_known_and_does_not_differ_fails_a_whole_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Known("numpy", "a::*", "it counts the bytes of malloc")
+    monkeypatch.setattr(report, "KNOWN", (known,))
+    whole = next(suite for suite in SUITES if suite.name == "numpy")
+    fine = combined([result(part.name, verdicts=()) for part in whole.slices])
+    assert fine.stale == [known]
+    assert not fine.good
+    assert result("fft", verdicts=()).good, "what was left out may have it"
+    differs = dataclasses.replace(fine, verdicts=(Verdict("a::b", "known", ("passed",), ("failed",)),))
+    assert differs.stale == []
+    assert differs.good
