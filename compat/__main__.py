@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from compat.compare import Outcome, differing, failing_both, judge
 from compat.report import Result, combined, load, save, table, write_document
-from compat.runner import MODES, RAM, Run, interpreter, packages, run_slice, stopping
+from compat.runner import MODES, Run, interpreter, packages, run_slice, stopping
 from compat.suites import KNOWN, SUITES, Slice, Suite
 
 AT_ONCE = 2
@@ -160,7 +160,7 @@ def main() -> int:
         for old in result.stale:
             console.print(f"stale: {result.suite} {old.pattern}", markup=False, highlight=False, soft_wrap=True)
     if results:
-        write_document(load(options.results), RAM, Path("docs/compatibility.md"))
+        write_document(load(options.results), Path("docs/compatibility.md"))
     good = all(result.good for result in results)
     said = "Nothing came out worse under swapped memory than plain." if good else f"Logs are in {options.results}."
     print(said)

@@ -18,12 +18,11 @@ from typing import Any, BinaryIO
 from compat.compare import Outcome
 from compat.suites import Slice
 
-__all__ = ["MODES", "RAM", "Run", "interpreter", "packages", "run_slice", "stopping"]
+__all__ = ["MODES", "Run", "interpreter", "packages", "run_slice", "stopping"]
 
 HERE = Path(__file__).resolve().parent
 MODES = ("plain", "userswap")
-# Little more than the least budget that there is (11M, under which a few tests take minutes), and the least array.
-RAM = "16M"
+# The least array that swapped memory is made for.
 LEAST_ARRAY = "4K"
 # Plain, no test takes a tenth of this; a few that need thrice the budget take minutes under userswap.
 STUCK_SECONDS = 600.0
@@ -88,12 +87,12 @@ class Reading:
         return bool(fresh)
 
 
-def command(mode: str, python: Path, arguments: list[str]) -> list[str]:
+def command(part: Slice, mode: str, python: Path, arguments: list[str]) -> list[str]:
     """Return the command line that runs the child."""
     child = [str(HERE / "child.py"), *arguments]
     if mode == "plain":
         return [str(python), *child]
-    return [str(python), "-m", "userswap", "run", "--ram", RAM, "--min-array", LEAST_ARRAY, *child]
+    return [str(python), "-m", "userswap", "run", "--ram", part.ram, "--min-array", LEAST_ARRAY, *child]
 
 
 def run_slice(
@@ -114,7 +113,7 @@ def run_slice(
             (place / "done").write_text("\n".join(run.outcomes))
             arguments = [part.kind, str(place / "only") if wanted is not None else "-", str(place / "done"), "push"]
             reading = Reading(place / "events", lambda n, before=before: told(before + n))  # type: ignore[misc]
-            child = command(mode, python, [str(reading.path), *arguments, *part.arguments, *root(part, python)])
+            child = command(part, mode, python, [str(reading.path), *arguments, *part.arguments, *root(part, python)])
             status, stuck = run_once(child, place / "work", reading, output)
             run.outcomes |= reading.outcomes
             if reading.finish is not None:

@@ -11,11 +11,13 @@ __all__ = ["KNOWN", "SUITES", "Known", "Slice", "Suite"]
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Tests that one process runs: `kind` is "pytest" or "unittest", `arguments` are its own."""
+    """Tests that one process runs: `kind` is "pytest" or "unittest", `arguments` are its own, `ram` the budget."""
 
     name: str
     kind: str
     arguments: tuple[str, ...]
+    # Little more than the least that there is (11M, under which a few tests take minutes).
+    ram: str = "16M"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class Known:
     reason: str
 
 
-def pytest_slices(package: str, parts: tuple[str, ...], *options: str) -> tuple[Slice, ...]:
+def pytest_slices(package: str, parts: tuple[str, ...], *options: str, ram: str = "16M") -> tuple[Slice, ...]:
     """Return a slice for each part of a package, all with the same options.
 
     A part is one or several places below the package, parted by blanks; what is in an earlier part is left out.
@@ -48,7 +50,7 @@ def pytest_slices(package: str, parts: tuple[str, ...], *options: str) -> tuple[
         places = [f"{package}.{place}" for place in part.split()]
         inner = [one for one in before if one.startswith(tuple(f"{place}." for place in places))]
         ignored = [f"--ignore-glob=/*/{one.replace('.', '/')}{end}" for one in inner for end in (".py", "/*")]
-        slices.append(Slice(part.split()[0], "pytest", (*options, *ignored, "--pyargs", *places)))
+        slices.append(Slice(part.split()[0], "pytest", (*options, *ignored, "--pyargs", *places), ram))
         before += places
     return tuple(slices)
 
@@ -106,6 +108,8 @@ SCIPY = Suite(
         "scipy",
         ("sparse.tests.test_base", "sparse.csgraph sparse.linalg", "sparse.tests", "linalg", "fft fftpack", "ndimage"),
         *QUICK,
+        # One of its tests solves with a matrix of 20 MB again and again, column by column: docs/compatibility.md.
+        ram="32M",
     ),
     "all arrays of 4 KiB and more",
 )

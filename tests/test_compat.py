@@ -202,7 +202,7 @@ def test_results_of_slices_are_kept_and_the_page_says_what_came_out(tmp_path: Pa
     assert other.good
     assert not one.good
     assert not both.good
-    page = document(load(tmp_path), "16M")
+    page = document(load(tmp_path))
     assert "`a::b`: plain passed, swapped crash 1 of 2, passed 1 of 2" in page
     assert "- numpy: `x::y`" in page
     left_out = page.partition("Not run yet: ")[2].partition("\n")[0]
