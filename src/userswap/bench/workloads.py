@@ -70,6 +70,8 @@ class Spec:
     """File descriptor where the harness is told how far the process is (`told`); -1: there is none."""
     go: int = -1
     """And where it says that it has done its part."""
+    readahead: bool = True
+    """Whether userswap has its thread."""
 
 
 @dataclass
@@ -718,6 +720,8 @@ def place(memory: Memory) -> Iterator[None]:
         return
     import userswap
 
+    if not memory.spec.readahead:
+        os.environ["USERSWAP_READAHEAD"] = "0"
     with userswap.install(ram=memory.spec.ram, swap=memory.spec.directory) as installed:
         memory.pool = installed.pool
         yield

@@ -51,7 +51,9 @@ from userswap.native.us cimport (
     us_add, us_assert, us_cas, us_chaos, us_load, us_lock, us_now, us_read, us_store, us_store32, us_unlock,
     us_word_release, us_word_spin, us_word_wait, us_write,
 )
-from userswap.reclaim.reclaim cimport reclaim_background, reclaim_charge, reclaim_short, reclaim_try, reclaim_uncharge
+from userswap.reclaim.reclaim cimport (
+    reclaim_background, reclaim_charge, reclaim_low, reclaim_short, reclaim_try, reclaim_uncharge, reclaim_write,
+)
 from userswap.swap.holder cimport holder_release
 from userswap.swap.kin cimport kin_after_fork, kin_before_fork
 from userswap.swap.map cimport HolderOps, SwapMap
@@ -288,6 +290,9 @@ cdef void charge_part(Region* region) noexcept nogil:
     """A part makes room by the leaving of parts. Who has whole folios in place without a copy of them elsewhere has a
     part for 8 KiB more than it is packed; as a part of a folio that is packed as a whole, it takes 16."""
     reclaim_charge(&region.pool.reclaim, PART_BYTES, True)
+    # What the thread does here is write to the file while the program goes on: no page table changes by that.
+    if reclaim_low(&region.pool.reclaim) and ahead_running():
+        ahead_ask(region, ROOM)
 
 
 cdef int place(char* folio, char* frame) noexcept nogil:
@@ -551,6 +556,8 @@ cdef int wanted_run(Region* region, uint64_t index) noexcept nogil:
             continue
         stream.back = NOWHERE
         most = 2 * stream.run
+        if region.scattered >= SCATTERED:
+            most = 2                # in a small region many follow by chance: a few more before it is believed
         if most > region.pool.run_most:
             most = region.pool.run_most
         if <uint64_t>most > STAGE_SLOTS - index % STAGE_SLOTS:
@@ -765,7 +772,10 @@ cdef void make_ahead(Job* job) noexcept nogil:
     cdef bint shared = False
     cdef bint ready = False
     if first == ROOM:
-        reclaim_background(&region.pool.reclaim)
+        if region.scattered < SCATTERED:
+            reclaim_background(&region.pool.reclaim)
+        else:
+            reclaim_write(&region.pool.reclaim)
         ahead_end(job, False)
         return
     word = us_load(&region.words[first])
@@ -854,7 +864,7 @@ cdef void ask_ahead(Region* region, uint64_t index) noexcept nogil:
     cdef int _i
     if region.pool.run_most < STAGE_SLOTS or index % STAGE_SLOTS or not ahead_running():
         return
-    for _i in range(AHEAD_DEPTH):
+    for _i in range(1 if region.pool.small else AHEAD_DEPTH):
         if whole_window(region, index) and word_state(us_load(&region.words[index])) == SWAPPED:
             ahead_ask(region, index)
         index += STAGE_SLOTS
@@ -988,8 +998,9 @@ cdef struct Victim:
 cdef bint enough_parts(MemoryPool* pool) noexcept nogil:
     """Whether whole folios shall stay, as there are parts to leave: more than a 64th of the budget.
 
-    Not always, or what nobody turns to any more would stay for ever; and rarely only while parts are wanted again about
-    as soon as they would be by chance, since then a whole folio in place, which costs half as much, does as much good."""
+    Not always, or what nobody turns to any more would stay for ever; and rarely only while parts are wanted again
+    about as soon as they would be by chance: then a whole folio in place, which costs half as much, does as much
+    good."""
     cdef int64_t parts = us_read(&pool.parts)
     cdef int64_t missing = us_read(&pool.swapped_bytes) >> FOLIO_SHIFT
     cdef uint32_t random = <uint32_t>us_read(&pool.left) * <uint32_t>2654435761u
@@ -1002,8 +1013,8 @@ cdef int find_victims(MemoryPool* pool, Victim* victims, int most, bint parts, V
     """Moves the clock hand, setting BUSY on what is cold: resident, not pinned, not looked at since the hand came
     by last. Neighbours come out one after the other, so that system calls can take them together.
 
-    `parts`: only what is PARTIAL. `doubtful` gets some of those that it spares and whose copy may be worthless, BUSY too;
-    where faults go anywhere any that has one."""
+    `parts`: only what is PARTIAL. `doubtful` gets some of those that it spares and whose copy may be worthless, BUSY
+    too; where faults go anywhere any that has one."""
     cdef int found = 0
     cdef int64_t folios = 0, looked = 0
     cdef Region* region
@@ -1028,7 +1039,8 @@ cdef int find_victims(MemoryPool* pool, Victim* victims, int most, bint parts, V
         if word_resident(word) and not (word & BUSY) and word_pins(word) == 0:
             if parts and not word_partial(word):
                 if (word_state(word) == CLEAN and not word & GUARDED and region.scattered >= SCATTERED
-                        and doubts[0] < BATCH and us_cas(&region.words[index], word, (word | BUSY) & ~<uint64_t>WAITERS)):
+                        and doubts[0] < BATCH
+                        and us_cas(&region.words[index], word, (word | BUSY) & ~<uint64_t>WAITERS)):
                     doubtful[doubts[0]].region = region
                     doubtful[doubts[0]].index = index
                     doubts[0] += 1
@@ -1331,6 +1343,17 @@ cdef int64_t evict(void* ctx, int64_t want, bint parts) noexcept nogil:
     if freed == 0 and given == 0:
         freed = ahead_forget(pool, NULL, False) * STAGE_SLOTS * FOLIO_BYTES
     return freed if freed else given        # room in zswap, too, is worth another round
+
+
+cdef int64_t evict_in_turn(void* ctx, int64_t want, bint parts) noexcept nogil:
+    """The same for a small pool: until a batch has gone, its packed copies are there as well. One thread's, not
+    several's."""
+    cdef MemoryPool* pool = <MemoryPool*>ctx
+    cdef int64_t freed
+    us_lock(&pool.small_lock)
+    freed = evict(pool, want, parts)
+    us_unlock(&pool.small_lock)
+    return freed
 
 
 # ---- the handler ----
@@ -1818,5 +1841,5 @@ cdef int faults_install() noexcept nogil:
 cdef void pool_bind(MemoryPool* pool, SwapSpace* swap) noexcept nogil:
     pool.swap = swap
     pool.reclaim.swap = swap
-    pool.reclaim.evict = evict
+    pool.reclaim.evict = evict_in_turn if pool.small else evict
     pool.reclaim.ctx = pool

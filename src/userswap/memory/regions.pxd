@@ -47,6 +47,8 @@ cdef struct MemoryPool:
     Reclaim reclaim
     SwapSpace* swap
     int run_most                # folios that one fault may bring in
+    bint small                  # the budget has no room for what several threads have under way at once
+    us_mutex small_lock         # held by who evicts then: packed copies of one batch at a time. Not a leaf
     us_mutex list_lock
     Region* regions
     Region* hand                # the clock hand: the next folio that reclaim looks at
