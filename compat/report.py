@@ -156,6 +156,11 @@ def outcomes(ran: tuple[str, ...]) -> str:
     return ", ".join(f"{name} {count} of {len(ran)}" if len(counted) > 1 else name for name, count in counted.items())
 
 
+def file_of(test: str) -> str:
+    """Return the file, or for unittest the module, that a test is in."""
+    return test.partition("::")[0] if "::" in test else ".".join(test.split(".")[:-2])
+
+
 def lines_about(result: Result, kinds: tuple[str, ...]) -> list[str]:
     """Return a Markdown list of the verdicts of these kinds."""
     return [
@@ -184,7 +189,12 @@ def document(results: Mapping[str, Result]) -> str:
         text += ["", f"## {title}", ""]
         text += [line for result in results.values() for line in lines_about(result, kinds)] or [none]
     text += ["", "## Fails in both ways", ""]
-    text += [f"- {result.suite}: `{test}`" for result in results.values() for test in result.both] or ["Nothing."]
+    both = [
+        f"- {result.suite}: `{place}`: {count} of its tests"
+        for result in results.values()
+        for place, count in Counter(file_of(test) for test in result.both).items()
+    ]
+    text += both or ["Nothing."]
     text += ["", "## Known differences", ""]
     text += [f"- {known.suite}: `{known.pattern}`: {known.reason}" for known in KNOWN] or ["There are none."]
     return "\n".join(text) + "\n"

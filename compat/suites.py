@@ -97,7 +97,7 @@ CPYTHON = Suite(
             for way in ("fork", "forkserver", "spawn")
         ),
     ),
-    "arrays of NumPy only, which these tests have few of: what they show is that wrapped system calls, forks, signals "
+    "nothing, as these tests make no arrays of NumPy's: what they show is that wrapped system calls, forks, signals "
     "and the handler disturb nothing",
 )
 
@@ -123,7 +123,7 @@ PANDAS = Suite(
         "-m",
         "not slow and not network and not db and not single_cpu",
     ),
-    "all arrays of 4 KiB and more",
+    "all arrays of 4 KiB and more (what fails in both ways reads files that the wheel leaves out)",
 )
 
 PYARROW = Suite(
