@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import Result, python, userswap
 
+from support import Result, python, userswap
 from userswap.cli import preload
 
 # Before each program. `pool`: what its memory lives in; `block`: malloc and kin, by address.
@@ -61,7 +61,8 @@ def run(code: str, *options: str, ram: str = "16M", **more: object) -> Result:
 def check(code: str, *options: str, **more: object) -> None:
     """The program says "done", and nothing else, and its end is as clean."""
     result = run(code + "\nprint('done')", *options, **more)
-    assert (result.stdout, result.stderr, result.returncode) == ("done\n", "", 0)
+    assert result.stderr == ""
+    assert (result.stdout, result.returncode) == ("done\n", 0)
 
 
 def test_what_python_itself_makes() -> None:
@@ -75,12 +76,12 @@ assert all(owns(block) for block in blocks)
 for i, block in enumerate(blocks[1::3]):
     assert block[M // 2:M // 2 + 2] == b"%02d" % i
     block[M // 2] = 255
-assert pool.stats().swap_ins > 100
 for i, block in enumerate(blocks[1::3]):
     assert block[M // 2] == 255 and block.count(255) == 1
     block[M // 2] = ord("0") + i // 10
 for block, digest in zip(blocks, digests):
     assert hashlib.sha256(block).digest() == digest
+assert pool.stats().swap_ins > 500
 sound()
 del block, blocks
 assert pool.stats().regions == pool.stats().swap_ids == 0
@@ -165,14 +166,13 @@ assert longer != block
 assert pool.stats().swap_ins == ins
 assert pool.stats().faults - faults < 8
 assert C.malloc_usable_size(longer) >= 3 * size
-outs = pool.stats().swap_outs
-moved = C.realloc(longer, 5 * size)
+moved = C.realloc(longer, 5 * size + M)
 assert moved != longer
-assert C.realloc(moved, 5 * size + M) == moved         # there is address space behind it
+assert C.realloc(moved, 5 * size + 2 * M) == moved     # there is address space behind it
 assert pool.stats().swap_ins == ins
 for i in range(0, size, 4 * M):
     assert holds(moved + i, i, 4 * M)
-assert zero(moved + size, 4 * size + M)
+assert zero(moved + size, 4 * size + 2 * M)
 sound()
 """)
 

@@ -10,7 +10,7 @@ such memory without anybody's wrapper; the others work with it while something i
 """
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport abort
-from libc.string cimport strlen
+from libc.string cimport memcpy, strlen
 
 from userswap._core cimport Core
 from userswap.memory.faults cimport memory_free, memory_inside, memory_new, memory_resize
@@ -76,10 +76,6 @@ cdef void* allocate(size_t size, size_t alignment) noexcept nogil:
     return <void*>((data + alignment - 1) & ~<uint64_t>(alignment - 1))
 
 
-cdef void* resize(void* data, size_t size) noexcept nogil:
-    return memory_resize(data, size)
-
-
 cdef void release(void* data) noexcept nogil:
     cdef Region* region = region_at(data)
     cdef const char* text = b"userswap: free(): invalid pointer\n"
@@ -93,6 +89,18 @@ cdef void release(void* data) noexcept nogil:
 cdef size_t usable(const void* data) noexcept nogil:
     cdef Region* region = region_at(data)
     return <size_t>(region.base + region.bytes - <char*>data) if region != NULL else 0
+
+
+cdef void* resize(void* data, size_t size) noexcept nogil:
+    cdef size_t before = usable(data)
+    cdef void* fresh = memory_resize(data, size)
+    if fresh == NULL and before:
+        # It was aligned to more than regions are, and need not be any more; or there is no address space.
+        fresh = allocate(size, 16)
+        if fresh != NULL:
+            memcpy(fresh, data, before if before < size else size)
+            release(data)
+    return fresh
 
 
 cdef int add_caller(dl_phdr_info* info, size_t size, void* data) noexcept nogil:

@@ -1421,10 +1421,10 @@ cdef bint move_swapped(Region* source, Region* target, uint64_t index, uint64_t 
     return done
 
 
-cdef bint may_move(uint64_t word) noexcept nogil:
+cdef bint may_move(Region* target, uint64_t index, uint64_t word) noexcept nogil:
     """Whether a folio can go to another region as it is: not what others rely on in place, nor what is there in parts."""
-    if word & (PIN_MASK | GUARDED) or word_partial(word):
-        return False
+    if word & (PIN_MASK | GUARDED) or word_partial(word) or word_state(us_load(&target.words[index])) != EMPTY:
+        return False            # not EMPTY: a copy of the one before faulted, and brought more folios of zeros
     return word_state(word) == SWAPPED or frames_can_move()
 
 
@@ -1436,7 +1436,7 @@ cdef uint64_t move_some(Region* source, Region* target, uint64_t first, uint64_t
         word = us_load(&source.words[index]) if index < end else 0
         # Neighbours go together, and a window at a time: that is how they may be huge pages.
         if run and (index == end or index % STAGE_SLOTS == 0 or word & BUSY or not word_resident(word)
-                    or not may_move(word)):
+                    or not may_move(target, index, word)):
             copied[0] = index
             if move_run(source, target, index - run, run) != 0:
                 return index - run
@@ -1447,7 +1447,7 @@ cdef uint64_t move_some(Region* source, Region* target, uint64_t first, uint64_t
             us_word_wait(&source.words[index], word, WAITERS)       # we have none
         elif word_state(word) == EMPTY:
             index += 1
-        elif not may_move(word):
+        elif not may_move(target, index, word):
             copied[0] = index + 1
             return index
         elif us_cas(&source.words[index], word, word | BUSY):
