@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,11 +55,11 @@ def sound():
 """
 
 
-def run(code: str, *options: str, ram: str = "16M", **more: object) -> Result:
+def run(code: str, *options: str, ram: str = "16M", **more: Any) -> Result:
     return userswap("run", "--quiet", "--ram", ram, *options, "-c", PRELUDE + code, **more)
 
 
-def check(code: str, *options: str, **more: object) -> None:
+def check(code: str, *options: str, **more: Any) -> None:
     """The program says "done", and nothing else, and its end is as clean."""
     result = run(code + "\nprint('done')", *options, **more)
     assert result.stderr == ""
@@ -666,3 +667,65 @@ sound()
         ram="32M",
         cwd=tmp_path,
     )
+
+
+def test_stacks_stay_in_place() -> None:
+    """A thread whose stack is swapped memory, and a signal stack: they can't take the signal of their own fault."""
+    check(
+        AREA
+        + r"""
+import signal
+START = ctypes.CFUNCTYPE(POINTER, POINTER)
+depth = []
+@START
+def work(argument):
+    evict()
+    depth.append(sum(range(1000)))
+    evict()
+    return 5
+attributes, thread, result = ctypes.create_string_buffer(56), ctypes.c_ulong(), POINTER()
+assert C.pthread_attr_init(attributes) == 0
+assert C.pthread_attr_setstack(attributes, POINTER(area), SIZE(M)) == 0
+assert C.pthread_create(ctypes.byref(thread), attributes, work, None) == 0
+assert C.pthread_join(thread, ctypes.byref(result)) == 0
+assert result.value == 5 and depth == [499500]
+
+# struct stack_t, struct sigaction
+stack = b"".join(number.to_bytes(8, "little") for number in (area + 2 * M, 0, M))
+succeeds(C.sigaltstack(stack, None))
+HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
+inside = []
+@HANDLER
+def handler(number):
+    here = ctypes.c_int()
+    evict()
+    inside.append(number)
+action = ctypes.cast(handler, POINTER).value.to_bytes(8, "little") + bytes(128)
+action += (0x08000000).to_bytes(4, "little") + bytes(12)           # SA_ONSTACK
+succeeds(C.sigaction(signal.SIGUSR1, action, None))
+evict()
+succeeds(C.pthread_kill(ctypes.c_ulong(threading.get_ident()), signal.SIGUSR1))
+assert inside == [signal.SIGUSR1]
+"""
+    )
+
+
+def test_doctor_tries_it_out(tmp_path: Path) -> None:
+    def finding(**more: str) -> dict[str, str]:
+        text = userswap("doctor", "--json", env={**os.environ, **more}, cwd=tmp_path).stdout
+        findings: list[dict[str, str]] = json.loads(text)["checks"]
+        return next(check for check in findings if check["name"] == "large allocations")
+
+    assert finding()["state"] == "ok"
+    assert finding(**{preload.MARK: ""})["state"] == "ok"  # nothing of a parent's start is left over
+    # the same package, as it would be without the library
+    package = Path(preload.library()).parents[1]
+    for room in (package, package / "native"):
+        here = tmp_path / "userswap" / room.relative_to(package)
+        here.mkdir()
+        for entry in room.iterdir():
+            if entry.name not in ("native", "shim.so"):
+                (here / entry.name).symlink_to(entry)
+    found = finding()
+    assert (found["state"], found["mend"]) == ("note", "userswap run works for NumPy's arrays all the same")
+    assert found["value"].endswith("shim.so is missing; install userswap again.")

@@ -1,7 +1,7 @@
 """The command's first step: for `userswap run`, the library that stands in front of malloc is put into the process.
 
-That can only be done by the loader, before anything has run: so the interpreter is executed once more, as it was called,
-with the library in LD_PRELOAD. What that takes twice is kept small: nothing is imported here that need not be.
+That can only be done by the loader, before anything has run: so the interpreter is executed once more, as it was
+called, with the library in LD_PRELOAD. What that takes twice is kept small: nothing is imported here that need not be.
 
 The environment is put back before anything of the program runs. What the program starts is started without
 userswap (`--ram` is this process's), and would only carry a library that nobody asks for anything; and a program's
@@ -16,7 +16,8 @@ __all__ = ["MARK", "main", "split", "why_not"]
 # Set while the interpreter is executed anew: what LD_PRELOAD was, with a letter before it; empty if it was not set.
 MARK = "_USERSWAP_PRELOADED"
 OPTIONS_WITH_VALUE = ("--ram", "--swap", "--min-array", "--map", "--stats", "--trace")
-_tried = False
+# What LD_PRELOAD was, once the interpreter was executed anew.
+_before: list[str] = []
 
 
 def main() -> int:
@@ -50,7 +51,7 @@ def wanted(options: list[str]) -> bool:
 
 def library() -> str:
     """The path of the library."""
-    return os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "native", "shim.so")  # noqa: PTH
+    return __file__.removesuffix("cli/preload.py") + "native/shim.so"
 
 
 def why_not() -> str:
@@ -62,7 +63,7 @@ def why_not() -> str:
         return f"the loader can't take a library whose path has a space or colon, as {path} has; install it elsewhere"
     if not sys.executable or not sys.orig_argv:
         return "this interpreter does not say how it was started; use the command userswap"
-    if not _tried:
+    if not _before:
         return "main() of userswap.cli.main was called by a program; use the command userswap"
     return f"the loader did not put {path} before the C library; it does not for programs that run with privileges"
 
@@ -89,9 +90,7 @@ def execute() -> None:
 
 def put_back() -> None:
     """Make the environment what it was before `execute`."""
-    global _tried
-    _tried = True
-    before = os.environ.pop(MARK)
+    _before.append(os.environ.pop(MARK))
     os.environ.pop("LD_PRELOAD", None)
-    if before:
-        os.environ["LD_PRELOAD"] = before[1:]
+    if _before[0]:
+        os.environ["LD_PRELOAD"] = _before[0][1:]

@@ -168,6 +168,13 @@ cdef extern from "<signal.h>" nogil:
         SA_RESTART
         SA_SIGINFO
         BUS_MCEERR_AO
+    ctypedef struct stack_t:
+        void* ss_sp
+        int ss_flags
+        size_t ss_size
+    enum:
+        SS_DISABLE
+    int sigaltstack(const stack_t*, stack_t*)
     sighandler_t SIG_DFL
     sighandler_t SIG_IGN
     sighandler_t SIG_ERR
@@ -188,6 +195,7 @@ cdef extern from "<ucontext.h>" nogil:
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_atfork(void (*)() noexcept nogil, void (*)() noexcept nogil, void (*)() noexcept nogil)
+    int pthread_attr_setstack(void*, void*, size_t)
 
 cdef extern from "<sys/mman.h>" nogil:
     enum:
@@ -1287,6 +1295,26 @@ cdef long pinned_call(us_six_fn function, long* arguments) noexcept nogil:
         set_errno(kept)
     return result
 
+# A stack that faults can't take the signal of its fault: it stays in place until its memory is freed.
+cdef int w_sigaltstack(const stack_t* next, stack_t* before) noexcept nogil:
+    cdef stack_t mine, old          # copies: these structs may be in swapped memory
+    cdef int error, result
+    if next != NULL:
+        memcpy(&mine, next, sizeof(stack_t))
+        if not mine.ss_flags & SS_DISABLE and ops.ours(mine.ss_sp, mine.ss_size):
+            error = pin_whole(mine.ss_sp, mine.ss_size, True)
+            if error:
+                set_errno(-error)
+                return -1
+    result = sigaltstack(&mine if next != NULL else NULL, &old)
+    if result == 0 and before != NULL:
+        memcpy(before, &old, sizeof(stack_t))
+    return result
+
+cdef int w_pthread_attr_setstack(void* attributes, void* stack, size_t size) noexcept nogil:
+    cdef int error = pin_whole(stack, size, True) if ops.ours(stack, size) else 0
+    return -error if error else pthread_attr_setstack(attributes, stack, size)
+
 # libc would read and write such a buffer behind our back. Without one it makes its own, as it may.
 cdef int w_setvbuf(FILE* stream, char* buffer, int mode, size_t size) noexcept nogil:
     return setvbuf(stream, NULL if ops.ours(buffer, size) else buffer, mode, size)
@@ -1501,6 +1529,8 @@ cdef void names_fill() noexcept nogil:
         us_by_address[i].real[0] = <us_six_fn>dlsym(RTLD_DEFAULT, us_by_address[i].name)
         if us_by_address[i].real[0] != NULL:        # not in every libc
             name_add(us_by_address[i].name, us_by_address[i].wrapper)
+    name_add("sigaltstack", <void*>w_sigaltstack)
+    name_add("pthread_attr_setstack", <void*>w_pthread_attr_setstack)
     name_add("setvbuf", <void*>w_setvbuf)
     name_add("setbuffer", <void*>w_setbuffer)
     name_add("setbuf", <void*>w_setbuf)

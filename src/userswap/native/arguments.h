@@ -22,7 +22,7 @@
     X(poll) X(__poll_chk) X(ppoll) X(select) X(pselect) X(epoll_ctl) X(epoll_wait) X(epoll_pwait) \
     X(pipe) X(pipe2) X(ioctl) X(fcntl) X(fcntl64) X(getdents64) X(sendfile) X(sendfile64) X(splice) X(copy_file_range) \
     X(waitpid) X(wait4) X(getrusage) X(getgroups) X(sched_getaffinity) X(sched_setaffinity) X(nanosleep) \
-    X(inotify_add_watch) X(timerfd_settime) X(sigaltstack)
+    X(inotify_add_watch) X(timerfd_settime)
 
 typedef long (*us_six_fn)(long, long, long, long, long, long);
 
