@@ -438,15 +438,15 @@ def put_in_place(path: Path, content: bytes) -> None:
 
 def described(stats: "Stats", reason: str | None) -> str:
     """Return the summary for a person, a few lines."""
-    arrays, budget = format_size(stats.peak_virtual_bytes), format_size(stats.budget_bytes)
+    memory, budget = format_size(stats.peak_virtual_bytes), format_size(stats.budget_bytes)
     because = f"  {'budget':<10} {reason}\n" if reason else ""
     # First touches are faults too; nothing was swapped as long as nothing went out.
     if not stats.swap_outs:
         if not stats.peak_virtual_bytes:
-            return f"userswap: swap was never needed: no arrays were large enough (RAM budget {budget}).\n"
-        return f"userswap: swap was never needed: {arrays} of arrays at most, in {budget} of RAM.\n"
+            return f"userswap: swap was never needed: nothing was large enough (RAM budget {budget}).\n"
+        return f"userswap: swap was never needed: {memory} of large allocations at most, in {budget} of RAM.\n"
     ratio = stats.peak_virtual_bytes / max(stats.budget_bytes, 1)
-    text = f"userswap: {arrays} of arrays at once in {budget} of RAM ({ratio:.1f} times as much)\n{because}"
+    text = f"userswap: {memory} of large allocations at once in {budget} of RAM ({ratio:.1f} times as much)\n{because}"
     text += f"  {'RAM used':<10} {format_size(stats.peak_bytes)} at most\n"
     text += (
         f"  {'faults':<10} {stats.faults:,} in {format_time(stats.fault_ns_total)}"

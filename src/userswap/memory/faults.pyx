@@ -1422,7 +1422,7 @@ cdef bint move_swapped(Region* source, Region* target, uint64_t index, uint64_t 
 
 
 cdef bint may_move(Region* target, uint64_t index, uint64_t word) noexcept nogil:
-    """Whether a folio can go to another region as it is: not what others rely on in place, nor what is there in parts."""
+    """Whether a folio can go to another region as it is: not what others rely on in place, nor what is in parts."""
     if word & (PIN_MASK | GUARDED) or word_partial(word) or word_state(us_load(&target.words[index])) != EMPTY:
         return False            # not EMPTY: a copy of the one before faulted, and brought more folios of zeros
     return word_state(word) == SWAPPED or frames_can_move()

@@ -16,7 +16,9 @@ from userswap.native.mman cimport (
     MADV_DONTDUMP, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE,
     PROT_READ, PROT_WRITE, madvise, mmap, munmap,
 )
-from userswap.native.us cimport us_add, us_assert, us_load_ptr, us_lock, us_max, us_mutex, us_store, us_store_ptr, us_unlock
+from userswap.native.us cimport (
+    us_add, us_assert, us_load_ptr, us_lock, us_max, us_mutex, us_store, us_store_ptr, us_unlock,
+)
 from userswap.swap.space cimport space_delete
 
 cdef enum:

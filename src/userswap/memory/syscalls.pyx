@@ -1346,8 +1346,9 @@ cdef int w_puts(const char* text) noexcept nogil:
     funlockfile(stdout)
     return result
 
-# What a new program gets can't be pinned: nobody would unpin it after an exec, and a child of vfork would leave the pins
-# to its parent. So it is touched, and the call made again if some of it left in between: nothing has happened then.
+# What a new program gets can't be pinned: nobody would unpin it after an exec, and a child of vfork would leave the
+# pins to its parent. So it is touched, and the call made again if some of it left in between: nothing has happened
+# then.
 cdef enum:
     EXEC_TRIES = 1000
     X_EXECVE
