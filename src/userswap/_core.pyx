@@ -159,6 +159,7 @@ cdef class Core:
             "swap_outs": us_read(&p.swap.swap_outs),
             "part_ins": us_read(&p.swap.part_ins),
             "part_outs": us_read(&p.swap.part_outs),
+            "part_updates": us_read(&p.swap.part_updates),
             "writebacks": us_read(&p.swap.writebacks),
             "promotions": us_read(&p.swap.promotions),
             "same_filled": us_read(&p.swap.same_filled),

@@ -82,6 +82,8 @@ class Stats:
     """Parts of folios (16 KiB) brought back by themselves, where accesses go anywhere; not in `swap_ins`."""
     part_outs: int
     """Parts of folios compressed by themselves; not in `swap_outs`."""
+    part_updates: int
+    """How often the compressed copy was changed in place for that, instead of being stored anew."""
     writebacks: int
     """Folios written to the swap file."""
     promotions: int

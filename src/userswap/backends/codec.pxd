@@ -19,6 +19,11 @@ cdef struct Worker:
     int loaded                  # bytes of `packed` that a swap-in has just read from a slot, else 0 (see swap_promote)
     Worker* next
 
+# A part packed by itself; PART_BYTES long: as it is.
+cdef struct PackedPart:
+    const void* data            # NULL: it has not changed
+    int length
+
 # 0, or -1 with the reason in `why` (codec_load), or -ENOMEM.
 cdef int codec_load(const char* library, char* why, int why_bytes) noexcept nogil
 cdef int codec_start(int workers) noexcept nogil                # makes workers up to this many
@@ -33,10 +38,17 @@ cdef int codec_choose(Worker* worker, const void* data, int n) noexcept nogil
 cdef int codec_decompress(Worker* worker, const void* packed, int length, void* data, int n) noexcept nogil
 # The same for one part of a packed folio, PART_BYTES long.
 cdef int codec_part(Worker* worker, const void* packed, int length, int part, void* data) noexcept nogil
-# A packed folio with other parts: where `parts` is not NULL, those. To worker.packed, which `packed` may not be: its
-# length, 0 when it does not save an eighth, or -EIO. Uses worker.folio.
-cdef int codec_replace(Worker* worker, int recipe, const void* packed, int length,
-                       const void* const* parts) noexcept nogil
+# Parts to be stored by themselves: each of `parts` that is not NULL is packed, to worker.folio; of the others `data` is
+# NULL.
+cdef void codec_pack_parts(Worker* worker, int recipe, const void* const* parts, PackedPart* fresh) noexcept nogil
+# Puts them into a packed folio where it is, which no one else may look at. False: they have no room there, and nothing
+# has changed.
+cdef bint codec_update(char* packed, int length, const PackedPart* fresh) noexcept nogil
+# A packed folio with these parts instead of its own: to worker.packed, which `packed` may not be. Its length, 0 when it
+# does not save an eighth, or -EIO.
+cdef int codec_replace(Worker* worker, int recipe, const void* packed, int length, const PackedPart* fresh) noexcept nogil
+# Makes what codec_replace has left as long as `room`, so that its parts may grow later (codec_update).
+cdef void codec_spread(Worker* worker, int length, int room) noexcept nogil
 # XXH64 of the data (the copy that Blosc2's library has), for finding identical folios. 0 when the library has none.
 cdef uint64_t codec_hash(const void* data, int n) noexcept nogil
 # What was packed, bytes, from the header; -1: there is none.

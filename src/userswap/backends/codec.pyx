@@ -7,7 +7,7 @@ tried on a sample and the winner is kept by the caller. Touches nothing but its 
 from libc.errno cimport EIO
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.stdio cimport snprintf
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memmove, memset
 
 from userswap.native.mman cimport (
     MADV_DONTDUMP, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, madvise, mmap,
@@ -95,7 +95,7 @@ cdef enum:
 cdef packed struct Parts:
     uint32_t magic
     int32_t bytes
-    uint16_t[PARTS] lengths     # PART_BYTES: not compressed
+    uint16_t[PARTS] lengths     # of their rooms, which may be longer than the chunks; PART_BYTES: not compressed
 
 cdef enum:
     PARTS_MAGIC = 0x747270FF
@@ -373,11 +373,55 @@ cdef int cut_part(const void* packed, int length, int part, char* target) noexce
     return cut.packed_bytes
 
 
-cdef int codec_replace(Worker* worker, int recipe, const void* packed, int length,
-                       const void* const* parts) noexcept nogil:
+cdef int pack_part(Worker* worker, int recipe, const void* data, char* target) noexcept nogil:
+    """To `target`, if it gets shorter: its length, else PART_BYTES."""
+    cdef int length = b_compress(<blosc2_context*>worker.compressors[recipe], data, PART_BYTES, target, PART_BYTES - 1)
+    return length if length > 0 else PART_BYTES
+
+
+cdef void codec_pack_parts(Worker* worker, int recipe, const void* const* parts, PackedPart* fresh) noexcept nogil:
+    cdef int part
+    cdef char* target
+    for part in range(PARTS):
+        target = worker.folio + part * PART_BYTES
+        fresh[part].data = NULL
+        if parts[part] != NULL:
+            fresh[part].length = pack_part(worker, recipe, parts[part], target)
+            fresh[part].data = target
+            if fresh[part].length == PART_BYTES:
+                memcpy(target, parts[part], PART_BYTES)
+
+
+ctypedef const char* Chunkp
+
+
+cdef bint codec_update(char* packed, int length, const PackedPart* fresh) noexcept nogil:
+    cdef int part, room = 0
+    cdef Chunkp[PARTS] chunks
+    if not in_parts(packed, length):
+        return False
+    for part in range(PARTS):
+        if fresh[part].data == NULL:
+            continue
+        chunks[part] = find_part(packed, length, part, &room)
+        # A room of PART_BYTES is for what is not compressed, and only that.
+        if chunks[part] == NULL or fresh[part].length > room or (room == PART_BYTES) != (fresh[part].length == PART_BYTES):
+            return False
+    for part in range(PARTS):
+        if fresh[part].data != NULL:
+            memcpy(<void*>chunks[part], fresh[part].data, fresh[part].length)
+    return True
+
+
+cdef int chunk_length(const char* chunk, int room) noexcept nogil:
+    """Of a part in its room; -1: it is not whole."""
+    return PART_BYTES if room == PART_BYTES else codec_length(chunk, room)
+
+
+cdef int codec_replace(Worker* worker, int recipe, const void* packed, int length, const PackedPart* fresh) noexcept nogil:
     cdef Parts* header = <Parts*>worker.packed
     cdef const char* chunk
-    cdef const void* data
+    cdef char* scrap
     cdef char* target
     cdef int part, stored, at = sizeof(Parts)
     header.magic = PARTS_MAGIC
@@ -385,26 +429,47 @@ cdef int codec_replace(Worker* worker, int recipe, const void* packed, int lengt
     for part in range(PARTS):
         target = worker.packed + at
         stored = 0
-        data = parts[part]
-        if data == NULL and in_parts(packed, length):
+        if fresh[part].data != NULL:
+            stored = fresh[part].length
+            memcpy(target, fresh[part].data, stored)
+        elif in_parts(packed, length):
             chunk = find_part(packed, length, part, &stored)
-            if chunk == NULL:
+            stored = chunk_length(chunk, stored) if chunk != NULL else -1
+            if stored < 0:
                 return -EIO
             memcpy(target, chunk, stored)
-        elif data == NULL:
+        else:
             stored = cut_part(packed, length, part, target)
-            if stored == 0:
-                data = worker.folio
-                if codec_part(worker, packed, length, part, worker.folio) != 0:
-                    return -EIO
-        if data != NULL:
-            stored = b_compress(<blosc2_context*>worker.compressors[recipe], data, PART_BYTES, target, PART_BYTES - 1)
-            if stored <= 0:
-                stored = PART_BYTES
-                memcpy(target, data, PART_BYTES)
+        if stored == 0:
+            scrap = worker.folio + part * PART_BYTES
+            if codec_part(worker, packed, length, part, scrap) != 0:
+                return -EIO
+            stored = pack_part(worker, recipe, scrap, target)
+            if stored == PART_BYTES:
+                memcpy(target, scrap, PART_BYTES)
         header.lengths[part] = <uint16_t>stored
         at += stored
     return at if at <= FOLIO_BYTES - FOLIO_BYTES // 8 else 0
+
+
+cdef void codec_spread(Worker* worker, int length, int room) noexcept nogil:
+    cdef Parts* header = <Parts*>worker.packed
+    cdef int[PARTS] more
+    cdef int part, stored, end = length, shift = 0
+    for part in range(PARTS):
+        more[part] = (room - length - shift) // (PARTS - part)
+        # Not to a room as long as what is not compressed has, nor of one of these.
+        if header.lengths[part] + more[part] >= PART_BYTES:
+            more[part] = 0
+        shift += more[part]
+    # The last one first, so that none is written over.
+    for part in reversed(range(PARTS)):
+        stored = header.lengths[part]
+        end -= stored
+        shift -= more[part]
+        memmove(worker.packed + end + shift, worker.packed + end, stored)
+        memset(worker.packed + end + shift + stored, 0, more[part])
+        header.lengths[part] = <uint16_t>(stored + more[part])
 
 
 cdef uint64_t codec_hash(const void* data, int n) noexcept nogil:
@@ -509,8 +574,9 @@ def metadata_bytes() -> int:
 ctypedef const void* Given
 
 
-def replace(packed: bytes, parts: "list[bytes | None]", recipe: int) -> tuple[bytes, int]:
+def replace(packed: bytes, parts: "list[bytes | None]", recipe: int, room: int = 0) -> tuple[bytes, int]:
     """A packed folio with other parts, as when it leaves in parts; and how many of the others were not packed again.
+    `room`: bytes that it shall have, so that parts may grow.
 
     Raises:
         ValueError: there are not four parts of 16 KiB or None.
@@ -520,6 +586,7 @@ def replace(packed: bytes, parts: "list[bytes | None]", recipe: int) -> tuple[by
     cdef const char* source = packed
     cdef const char* data
     cdef Given[PARTS] given
+    cdef PackedPart[PARTS] fresh
     cdef int i, length, cut = 0
     if len(parts) != PARTS or any(part is not None and len(part) != PART_BYTES for part in parts):
         raise ValueError("give four parts of 16 KiB, or None")
@@ -531,12 +598,37 @@ def replace(packed: bytes, parts: "list[bytes | None]", recipe: int) -> tuple[by
             given[i] = data
         elif in_parts(source, <int>len(packed)) or cut_part(source, <int>len(packed), i, worker.packed):
             cut += 1
-    length = codec_replace(worker, recipe, source, <int>len(packed), given)
+    codec_pack_parts(worker, recipe, given, fresh)
+    length = codec_replace(worker, recipe, source, <int>len(packed), fresh)
+    if 0 < length < room <= PACKED_BYTES:
+        codec_spread(worker, length, room)
+        length = room
     result = (<char*>worker.packed)[:length] if length > 0 else b""
     codec_give(worker)
     if length <= 0:
         raise OSError(-length, "the packed folio is damaged, or hardly compresses now")
     return result, cut
+
+
+def update(packed: bytes, parts: "list[bytes | None]", recipe: int) -> "bytes | None":
+    """The same in place: None if it has no room for the parts where they are."""
+    cdef Worker* worker = codec_take()
+    cdef PackedPart[PARTS] fresh
+    cdef Given[PARTS] given
+    cdef const char* data
+    cdef int i
+    cdef bint updated
+    target = bytearray(packed)
+    cdef char* bytes_of = target
+    for i in range(PARTS):
+        given[i] = NULL
+        if parts[i] is not None:
+            data = parts[i]
+            given[i] = data
+    codec_pack_parts(worker, recipe, given, fresh)
+    updated = codec_update(bytes_of, <int>len(packed), fresh)
+    codec_give(worker)
+    return bytes(target) if updated else None
 
 
 def part(packed: bytes, which: int) -> bytes:

@@ -27,6 +27,10 @@ cdef void zswap_set_owner(Zswap* z, uint64_t handle, uint64_t owner) noexcept no
 # The same for an object that will hardly be asked for soon: the first that zswap_coldest gives, unless it is.
 cdef void zswap_set_owner_cold(Zswap* z, uint64_t handle, uint64_t owner) noexcept nogil
 cdef int zswap_cold(Zswap* z) noexcept nogil                    # how many there may be of those
+# What an object of this length takes: it may become as long (zswap_resize). At least `length`.
+cdef uint32_t zswap_room(uint32_t length) noexcept nogil
+# Another length for an object whose owner is locked, its bytes to be written anew. False: its room is another.
+cdef bint zswap_resize(Zswap* z, uint64_t handle, uint32_t length) noexcept nogil
 cdef void zswap_free(Zswap* z, uint64_t handle) noexcept nogil
 cdef char* zswap_memory(Zswap* z, uint64_t handle, uint32_t* length) noexcept nogil
 # Bytes of RAM in the segments: headers, holes that are not given back yet and one spare segment included, so

@@ -538,6 +538,25 @@ cdef uint64_t zswap_alloc(Zswap* z, uint32_t length, uint64_t owner) noexcept no
     us_unlock(&z.mutex)
     return handle
 
+cdef uint32_t zswap_room(uint32_t length) noexcept nogil:
+    return class_size(class_of(length))
+
+cdef bint zswap_resize(Zswap* z, uint64_t handle, uint32_t length) noexcept nogil:
+    cdef uint32_t s = <uint32_t>(handle >> HANDLE_SHIFT)
+    cdef uint32_t i = <uint32_t>(handle & ((1 << HANDLE_SHIFT) - 1)) - 1
+    cdef SizeClass* k = &z.classes[z.segments[s].size_class]
+    cdef Record* record = record_of(k, base_of(z, s), i)
+    cdef uint32_t at = k.objects + i * k.size
+    if length == 0 or length > OBJECT_MAX or class_of(length) != z.segments[s].size_class:
+        return False
+    us_lock(&z.mutex)
+    # Pages that it does not reach any more stay: a neighbour may be on them.
+    populate(z, &z.segments[s], k, at >> PAGE_SHIFT, (at + length - 1) >> PAGE_SHIFT)
+    us_write(&z.stored, z.stored + length - record.length)
+    record.length = length
+    us_unlock(&z.mutex)
+    return True
+
 cdef void zswap_set_owner(Zswap* z, uint64_t handle, uint64_t owner) noexcept nogil:
     cdef uint32_t s = <uint32_t>(handle >> HANDLE_SHIFT)
     cdef uint32_t i = <uint32_t>(handle & ((1 << HANDLE_SHIFT) - 1)) - 1

@@ -143,6 +143,8 @@ cdef enum:
     LEAST_BATCH = 8             # and fewest, so that neighbours share system calls and TLB flushes
     TRIES = 64                  # victims that may fail to leave (incompressible, no device) before it gives up
     HOT = 2                     # what comes back before 1/HOT as many have left as zswap has is hot
+    FEW_CHANCES = 4             # one in so many times whole folios leave for parts that come back soon
+    MANY_CHANCES = 512          # and for others
     CHANCES = 32                # one in so many folios that should go back to the file gets a place in zswap
     SPINS = 400                 # looks at a word before sleeping: most are held for a few microseconds
     GATE_CLOSED = 1
@@ -275,13 +277,19 @@ cdef bint charge(Region* region, uint64_t bytes, bint needed) noexcept nogil:
     What is not needed belongs to faults in a row: there the thread makes room for who comes next. Not where faults go
     anywhere: many small pieces leave then, and each is a TLB flush that interrupts the program's processor."""
     if needed:
-        reclaim_charge(&region.pool.reclaim, <int64_t>bytes)
+        reclaim_charge(&region.pool.reclaim, <int64_t>bytes, False)
         return True
     if not reclaim_try(&region.pool.reclaim, <int64_t>bytes):
         return False
     if region.scattered < SCATTERED and reclaim_short(&region.pool.reclaim) and ahead_running():
         ahead_ask(region, ROOM)
     return True
+
+
+cdef void charge_part(Region* region) noexcept nogil:
+    """A part makes room by the leaving of parts. Who has whole folios in place without a copy of them elsewhere has a
+    part for 8 KiB more than it is packed; as a part of a folio that is packed as a whole, it takes 16."""
+    reclaim_charge(&region.pool.reclaim, PART_BYTES, True)
 
 
 cdef int place(char* folio, char* frame) noexcept nogil:
@@ -396,15 +404,19 @@ cdef inline bint part_in_place(Region* region, uint64_t index, int part) noexcep
     return (region.sums[index] >> part) & 1
 
 
+cdef int parts_in_place(Region* region, uint64_t index, uint64_t word) noexcept nogil:
+    """0: the folio is not PARTIAL."""
+    cdef int part, count = 0
+    if word_partial(word):
+        for part in range(PARTS):
+            count += part_in_place(region, index, part)
+    return count
+
+
 cdef uint64_t bytes_in_place(Region* region, uint64_t index, uint64_t word) noexcept nogil:
     """Of a resident folio."""
-    cdef uint64_t bytes = 0
-    cdef int part
-    if not word_partial(word):
-        return folio_bytes(region, index)
-    for part in range(PARTS):
-        bytes += PART_BYTES if part_in_place(region, index, part) else 0
-    return bytes
+    return (<uint64_t>parts_in_place(region, index, word) << PART_SHIFT if word_partial(word)
+            else folio_bytes(region, index))
 
 
 cdef int make_part(Region* region, uint64_t index, uint64_t word, int part, bint writing) noexcept nogil:
@@ -418,9 +430,12 @@ cdef int make_part(Region* region, uint64_t index, uint64_t word, int part, bint
     cdef uint64_t sum = 0
     # Nobody sees what is read again while it is in place: only what comes back soon is known to be wanted.
     cdef uint64_t young = YOUNG if word_partial(word) or refault(region, index) else 0
+    cdef bint soon = turn_length(region, index, <uint32_t>us_read(&pool.left)) <= us_read(&pool.parts)
     cdef uint64_t others = region.sums[index] if word_partial(word) else 0
     cdef int error = swap_in_part(pool.swap, worker, word_id(word), part, bytes)
     region.broken[index // STAGE_SLOTS] = True
+    if not word_partial(word):
+        us_write(&pool.soon, us_read(&pool.soon) + ((65536 if soon else 0) - us_read(&pool.soon)) // 1024)
     us_chaos()
     if error == 0:
         # What is written to will be stored anew, together with the parts that are not in place; and then maybe back
@@ -448,6 +463,7 @@ cdef int make_part(Region* region, uint64_t index, uint64_t word, int part, bint
     region.part_sums[PARTS * index + part] = sum
     region.sums[index] = others | (<uint64_t>1 << part)
     us_add(&pool.swapped_bytes, -PART_BYTES)
+    us_add(&pool.parts, 1)
     us_word_release(&region.words[index], word_make(CLEAN, word_id(word)) | PARTIAL | young, WAITERS)
     return 0
 
@@ -475,6 +491,7 @@ cdef int complete(Region* region, uint64_t index, uint64_t* word) noexcept nogil
         # Of what is stored: a part that was written to makes the folio another one.
         region.sums[index] = sum_folio(worker.folio, FOLIO_BYTES)
         us_add(&pool.swapped_bytes, -missing)
+        us_add(&pool.parts, -((FOLIO_BYTES - missing) >> PART_SHIFT))
         word[0] &= ~<uint64_t>PARTIAL
     codec_give(worker)
     return error
@@ -482,18 +499,22 @@ cdef int complete(Region* region, uint64_t index, uint64_t* word) noexcept nogil
 
 cdef int part_fault(Region* region, uint64_t index, uint64_t word, char* page, bint writing) noexcept nogil:
     """A PARTIAL folio, BUSY by the caller, released here: the part with this page; all of it if the program reads on
-    and on, or if there was no fault (`page` is NULL: pinning)."""
+    and on, if it wants most of it, or if there was no fault (`page` is NULL: pinning)."""
     cdef int part = <int>((page - folio_at(region, index)) >> PART_SHIFT) if page != NULL else 0
+    cdef bint in_order = region.sums[index] & ~<uint64_t>PART_FILED == (<uint64_t>1 << part) - 1
+    cdef bint most = parts_in_place(region, index, word) >= PARTS // 2
     cdef int error
     if page != NULL and part_in_place(region, index, part):
         # Another thread was faster, or the program threw the page away with madvise.
         error = frame_mend(page, False)
         error = error if error < 0 else 0
-    elif page != NULL and (part < 2 or region.sums[index] & ~<uint64_t>PART_FILED != (<uint64_t>1 << part) - 1):
-        charge(region, PART_BYTES, True)
+    elif page != NULL and not most:
+        charge_part(region)
         return make_part(region, index, word, part, writing)
     else:
         error = complete(region, index, &word)
+        if error == 0 and page != NULL and not in_order:
+            word = without_copy(region.pool, word_id(word)) | BUSY
     us_word_release(&region.words[index], (word & ~<uint64_t>(BUSY | WAITERS)) | YOUNG, WAITERS)
     return error
 
@@ -879,7 +900,7 @@ cdef int make_run(Region* region, uint64_t index, uint64_t word, bint writing, c
         return 0
     if (alone and page != NULL and folio_bytes(region, index) == FOLIO_BYTES
             and not swap_shared(region.pool.swap, word_id(word))):
-        charge(region, PART_BYTES, True)
+        charge_part(region)
         return make_part(region, index, word, <int>((page - folio_at(region, index)) >> PART_SHIFT), writing)
     if most == -STAGE_SLOTS and make_window_below(region, index, word, writing):
         return 0
@@ -966,11 +987,25 @@ cdef struct Victim:
     uint64_t word               # with BUSY set by us
     uint64_t next               # what the word shall be
 
-cdef int find_victims(MemoryPool* pool, Victim* victims, int most, Victim* doubtful, int* doubts) noexcept nogil:
+cdef bint enough_parts(MemoryPool* pool) noexcept nogil:
+    """Whether whole folios shall stay, as there are parts to leave: more than a 64th of the budget.
+
+    Not always, or what nobody turns to any more would stay for ever; and rarely only while parts are wanted again about
+    as soon as they would be by chance, since then a whole folio in place, which costs half as much, does as much good."""
+    cdef int64_t parts = us_read(&pool.parts)
+    cdef int64_t missing = us_read(&pool.swapped_bytes) >> FOLIO_SHIFT
+    cdef uint32_t random = <uint32_t>us_read(&pool.left) * <uint32_t>2654435761u
+    cdef uint32_t chances = FEW_CHANCES if us_read(&pool.soon) * missing * 8 > parts * 11 << 16 else MANY_CHANCES
+    return parts << PART_SHIFT > pool.reclaim.limit >> 6 and (random >> 16) % chances != 0
+
+
+cdef int find_victims(MemoryPool* pool, Victim* victims, int most, bint parts, Victim* doubtful,
+                      int* doubts) noexcept nogil:
     """Moves the clock hand, setting BUSY on what is cold: resident, not pinned, not looked at since the hand came
     by last. Neighbours come out one after the other, so that system calls can take them together.
 
-    `doubtful` gets some of those that it spares and whose copy may be worthless, BUSY too."""
+    `parts`: only what is PARTIAL. `doubtful` gets some of those that it spares and whose copy may be worthless, BUSY too;
+    where faults go anywhere any that has one."""
     cdef int found = 0
     cdef int64_t folios = 0, looked = 0
     cdef Region* region
@@ -993,7 +1028,13 @@ cdef int find_victims(MemoryPool* pool, Victim* victims, int most, Victim* doubt
         word = us_load(&region.words[index])
         looked += 1
         if word_resident(word) and not (word & BUSY) and word_pins(word) == 0:
-            if word & YOUNG:
+            if parts and not word_partial(word):
+                if (word_state(word) == CLEAN and not word & GUARDED and region.scattered >= SCATTERED
+                        and doubts[0] < BATCH and us_cas(&region.words[index], word, (word | BUSY) & ~<uint64_t>WAITERS)):
+                    doubtful[doubts[0]].region = region
+                    doubtful[doubts[0]].index = index
+                    doubts[0] += 1
+            elif word & YOUNG:
                 if word_state(word) != CLEAN or word & (GUARDED | PARTIAL) or doubts[0] == BATCH:
                     us_cas(&region.words[index], word, word & ~<uint64_t>YOUNG)
                 elif us_cas(&region.words[index], word, (word | BUSY) & ~<uint64_t>(YOUNG | WAITERS)):
@@ -1137,15 +1178,16 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
     return freed
 
 
-cdef uint64_t store_parts(MemoryPool* pool, Worker* worker, Victim* victim, const void* const* dirty) noexcept nogil:
-    """A new id for a PARTIAL folio of which parts were written to; 0: it can't be stored."""
+cdef uint64_t store_parts(MemoryPool* pool, Worker* worker, Victim* victim, const void* const* dirty,
+                          bint* updated) noexcept nogil:
+    """The id of a PARTIAL folio of which parts were written to: a new one unless `updated`; 0: it can't be stored."""
     cdef Region* region = victim.region
     cdef uint64_t holder = <uint64_t>&region.words[victim.index]
     cdef uint64_t id = word_id(victim.word)
     cdef bint filed = region.sums[victim.index] & PART_FILED or swap_far(pool.swap, id)
-    cdef uint32_t cold = filed and is_cold(region, victim.index, word_make(DIRTY, 0) | FILED,
-                                           <uint32_t>us_read(&pool.left))
-    cdef uint64_t fresh = swap_out_parts(pool.swap, worker, id, dirty, &region.hint, holder, cold)
+    cdef bint cold = filed and is_cold(region, victim.index, word_make(DIRTY, 0) | FILED,
+                                       <uint32_t>us_read(&pool.left))
+    cdef uint64_t fresh = swap_out_parts(pool.swap, worker, id, dirty, &region.hint, holder, cold, updated)
     cdef char* frame
     cdef bint zeros = False
     cdef int part, refused = 0
@@ -1176,6 +1218,7 @@ cdef int64_t vacate_parts(MemoryPool* pool, Worker* worker, Victim* victim) noex
     cdef Bytes[PARTS] dirty
     cdef char* bytes
     cdef bint changed = False
+    cdef bint updated = False
     cdef int part, error = 0
     us_chaos()
     for part in range(PARTS):
@@ -1197,7 +1240,7 @@ cdef int64_t vacate_parts(MemoryPool* pool, Worker* worker, Victim* victim) noex
     if error:
         next = 0
     elif changed:
-        next = store_parts(pool, worker, victim, dirty)
+        next = store_parts(pool, worker, victim, dirty, &updated)
     us_set_reading(NULL, 0, False)
     us_chaos()
     for part in range(PARTS):
@@ -1216,18 +1259,20 @@ cdef int64_t vacate_parts(MemoryPool* pool, Worker* worker, Victim* victim) noex
     if next == 0:
         us_word_release(&region.words[index], (victim.word & ~<uint64_t>(BUSY | WAITERS)) | YOUNG, WAITERS)
         return 0
-    if changed:
+    if changed and not updated:
         # A count more, if the program made it what it was meanwhile: then it has the same id.
         swap_put(pool.swap, id)
     us_add(&pool.swapped_bytes, <int64_t>gone)
     region.left[index] = <uint32_t>us_add(&pool.left, 1)
+    us_add(&pool.parts, -<int64_t>(gone >> PART_SHIFT))
     reclaim_uncharge(&pool.reclaim, <int64_t>gone)
     us_word_release(&region.words[index], word_make(SWAPPED, next), WAITERS)
     return <int64_t>gone
 
 
-cdef int64_t give_up_copies(MemoryPool* pool, Victim* doubtful, int count) noexcept nogil:
-    """Of clean folios that stay: a copy of what the program has written over takes memory for nothing. How many.
+cdef int64_t give_up_copies(MemoryPool* pool, Victim* doubtful, int count, bint all) noexcept nogil:
+    """Of clean folios that stay: a copy of what the program has written over takes memory for nothing. `all`: so does
+    any other in RAM, of what shall stay. How many.
 
     Nothing is protected: another sum means that it was written to, whatever is written meanwhile. The same sum means
     nothing, and it is asked again when the folio leaves."""
@@ -1240,8 +1285,8 @@ cdef int64_t give_up_copies(MemoryPool* pool, Victim* doubtful, int count) noexc
         index = doubtful[i].index
         word = us_load(&region.words[index])
         us_set_reading(folio_at(region, index), folio_bytes(region, index), False)
-        if not still_clean(region, index, folio_at(region, index)):
-            word = without_copy(pool, word_id(word))
+        if all and not swap_far(pool.swap, word_id(word)) or not still_clean(region, index, folio_at(region, index)):
+            word = without_copy(pool, word_id(word)) | (word & YOUNG)
             given += 1
         us_set_reading(NULL, 0, False)
         us_chaos()
@@ -1249,7 +1294,7 @@ cdef int64_t give_up_copies(MemoryPool* pool, Victim* doubtful, int count) noexc
     return given
 
 
-cdef int64_t evict(void* ctx, int64_t want) noexcept nogil:
+cdef int64_t evict(void* ctx, int64_t want, bint parts) noexcept nogil:
     """reclaim's callback: about `want` bytes, at most a batch; more only while what it picks can't leave."""
     cdef MemoryPool* pool = <MemoryPool*>ctx
     cdef Victim[BATCH] victims
@@ -1260,10 +1305,14 @@ cdef int64_t evict(void* ctx, int64_t want) noexcept nogil:
     cdef Worker* worker = codec_take()
     # a window as a whole: a part of it would break its huge page
     most = BATCH if most > LEAST_BATCH else LEAST_BATCH
+    parts = parts and enough_parts(pool)
     while freed == 0 and tried < TRIES:
         doubts = 0
-        count = find_victims(pool, victims, most, doubtful, &doubts)
-        given += give_up_copies(pool, doubtful, doubts)
+        count = find_victims(pool, victims, most, parts, doubtful, &doubts)
+        given += give_up_copies(pool, doubtful, doubts, parts)
+        if count == 0 and given == 0 and parts:
+            parts = False
+            continue
         if count == 0:
             break
         tried += count
@@ -1361,7 +1410,7 @@ cdef void memory_free(void* start) noexcept nogil:
     cdef Region* region = region_at(start)
     cdef MemoryPool* pool
     cdef uint64_t i, word
-    cdef int64_t resident = 0, swapped = 0
+    cdef int64_t resident = 0, swapped = 0, parts = 0
     if region == NULL or region.base != <char*>start:
         return
     enter()
@@ -1380,11 +1429,13 @@ cdef void memory_free(void* start) noexcept nogil:
         if word_resident(word):
             resident += <int64_t>bytes_in_place(region, i, word)
             swapped += <int64_t>(folio_bytes(region, i) - bytes_in_place(region, i, word))
+            parts += parts_in_place(region, i, word)
         elif word_state(word) == SWAPPED:
             swapped += <int64_t>folio_bytes(region, i)
     if resident:
         frame_vacate(region.base, region.bytes)
     us_add(&pool.swapped_bytes, -swapped)
+    us_add(&pool.parts, -parts)
     reclaim_uncharge(&pool.reclaim, resident)
     region_release(region)
     leave()
@@ -1592,11 +1643,11 @@ cdef int memory_snapshot(MemoryPool* pool, void* start, void* copy) noexcept nog
         # Reclaim takes a worker of its own: before ours.
         word = us_load(&source.words[i])
         if (word_resident(word) and not word & GUARDED) or i & 63 == 0:
-            reclaim_charge(&pool.reclaim, 0)
+            reclaim_charge(&pool.reclaim, 0, False)
         error = snapshot_folio(source, target, i)
         if error:
             break
-    reclaim_charge(&pool.reclaim, 0)
+    reclaim_charge(&pool.reclaim, 0, False)
     leave()
     return error
 
@@ -1606,7 +1657,7 @@ cdef int64_t memory_evict(MemoryPool* pool, int64_t want) noexcept nogil:
     enter()
     ahead_forget(pool, NULL, True)
     while done < want:
-        freed = evict(pool, want - done)
+        freed = evict(pool, want - done, False)
         if freed <= 0:
             break
         done += freed
@@ -1659,7 +1710,7 @@ cdef int64_t check_counts(MemoryPool* pool, uint64_t* ids, int64_t n, int64_t* d
 cdef int64_t memory_check(MemoryPool* pool, int64_t* states) noexcept nogil:
     cdef Region* region
     cdef uint64_t i, word
-    cdef int64_t wrong = 0, held = 0, resident = 0, swapped = 0
+    cdef int64_t wrong = 0, held = 0, resident = 0, swapped = 0, parts = 0
     cdef uint64_t length
     cdef uint64_t* ids
     close_gate()
@@ -1681,6 +1732,7 @@ cdef int64_t memory_check(MemoryPool* pool, int64_t* states) noexcept nogil:
                 swapped += <int64_t>(folio_bytes(region, i) - bytes_in_place(region, i, word))
             elif word_state(word) == SWAPPED:
                 swapped += <int64_t>folio_bytes(region, i)
+            parts += parts_in_place(region, i, word)
             if word_partial(word):
                 states[5] += 1
                 if word & (PIN_MASK | GUARDED) or not 0 < region.sums[i] & ~<uint64_t>PART_FILED < 1 << PARTS:
@@ -1694,6 +1746,7 @@ cdef int64_t memory_check(MemoryPool* pool, int64_t* states) noexcept nogil:
     wrong += check_counts(pool, ids, held, &states[4])
     wrong += resident != us_read(&pool.reclaim.resident)
     wrong += swapped != us_read(&pool.swapped_bytes)
+    wrong += parts != us_read(&pool.parts)
     munmap(ids, length)
     open_gate()
     return wrong

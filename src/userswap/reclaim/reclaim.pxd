@@ -5,8 +5,9 @@ from libc.stdint cimport int64_t
 
 from userswap.swap.space cimport SwapSpace
 
-# Makes about `want` bytes of folios non-resident; returns how many bytes it did, 0 when nothing can leave.
-ctypedef int64_t (*reclaim_evict)(void* ctx, int64_t want) noexcept nogil
+# Makes about `want` bytes of folios non-resident; returns how many bytes it did, 0 when nothing can leave. `parts`: of
+# those that are in place in parts, as long as there are enough.
+ctypedef int64_t (*reclaim_evict)(void* ctx, int64_t want, bint parts) noexcept nogil
 
 cdef struct Reclaim:
     SwapSpace* swap
@@ -30,14 +31,11 @@ cdef struct Reclaim:
 
 cdef int64_t reclaim_used(Reclaim* r) noexcept nogil            # resident + pool + metadata, bytes
 # Before `bytes` more become resident: makes room. Never fails: with nowhere to go the budget is exceeded,
-# with one warning (or the program ends, if `hard`).
-cdef void reclaim_charge(Reclaim* r, int64_t bytes) noexcept nogil
+# with one warning (or the program ends, if `hard`). `parts`: see reclaim_evict.
+cdef void reclaim_charge(Reclaim* r, int64_t bytes, bint parts) noexcept nogil
 # The same for what nobody needs yet: False, and nothing is charged, if it would exceed the budget.
 cdef bint reclaim_try(Reclaim* r, int64_t bytes) noexcept nogil
 # Whether a background thread should reclaim now, so that the next charges need not; asked after a charge.
 cdef bint reclaim_short(Reclaim* r) noexcept nogil
 cdef void reclaim_background(Reclaim* r) noexcept nogil         # what it then does
 cdef void reclaim_uncharge(Reclaim* r, int64_t bytes) noexcept nogil
-# Reclaims until at most `goal` bytes are used or nothing more can be done, at least `least` bytes at a time; the bytes
-# used after.
-cdef int64_t reclaim_down_to(Reclaim* r, int64_t goal, int64_t least) noexcept nogil

@@ -32,35 +32,43 @@ cdef enum:
     PRESSED = 4096
     STATUS_OVER_BUDGET = 137            # what a process ended by the OOM killer exits with
 
+cdef int64_t ALL = <int64_t>1 << 62
+
 
 cdef int64_t reclaim_used(Reclaim* r) noexcept nogil:
     return (us_read(&r.resident) + us_read(r.aside) + space_pool_bytes(r.swap) + space_metadata(r.swap)
             + us_read(&r.overhead))
 
 
-cdef int64_t shrink(Reclaim* r, int64_t over) noexcept nogil:
+cdef int64_t shrink(Reclaim* r, int64_t over, bint parts) noexcept nogil:
     """One step of the list above; 0 when no step gives anything."""
     cdef int64_t freed = swap_compact(r.swap, WASTE_PERCENT, COMPACT_EFFORT)
     if freed > 0:
         return freed
     if us_read(&r.resident) > r.least_resident:
-        freed = r.evict(r.ctx, over)
+        freed = r.evict(r.ctx, over, parts)
         if freed > 0:
             return freed
     freed = swap_writeback(r.swap, WRITEBACK_BYTES if WRITEBACK_BYTES < r.limit // 32 else r.limit // 32, False)
     if freed > 0:
         return freed
-    return r.evict(r.ctx, over)
+    return r.evict(r.ctx, over, parts)
 
 
-cdef int64_t reclaim_down_to(Reclaim* r, int64_t goal, int64_t least) noexcept nogil:
+cdef int64_t reclaim_down_to(Reclaim* r, int64_t goal, int64_t least, int64_t most, bint parts,
+                             bint* stuck) noexcept nogil:
+    """Reclaims until no more than `goal` is used, `most` has been freed or nothing more can be done (`stuck`), at least
+    `least` bytes at a time: what is used then."""
     cdef int64_t used = reclaim_used(r)
-    cdef int64_t round = 0, fewest = used
+    cdef int64_t round = 0, fewest = used, freed = 0, step
     # A step that frees folios can add as much to the pool (data that hardly compresses): stop when
     # many rounds in a row win nothing.
-    while used > goal and round < ROUNDS:
-        if shrink(r, used - goal if used - goal > least else least) <= 0:
+    while used > goal and freed < most:
+        step = shrink(r, used - goal if used - goal > least else least, parts)
+        stuck[0] = step <= 0 or round == ROUNDS
+        if stuck[0]:
             break
+        freed += step
         used = reclaim_used(r)
         round += 1
         if used < fewest:
@@ -99,9 +107,10 @@ cdef bint resting(Reclaim* r) noexcept nogil:
     return us_read(&r.rest_until) != 0 and us_now() < us_read(&r.rest_until)
 
 
-cdef int64_t add(Reclaim* r, int64_t bytes, bint* tried) noexcept nogil:
+cdef int64_t add(Reclaim* r, int64_t bytes, bint parts, bint* tried) noexcept nogil:
     """Adds to what is resident and, if that is too much and it may, reclaims: what is used then."""
     cdef int64_t used
+    cdef bint stuck = False
     us_add(&r.resident, bytes)
     us_write(&r.piece, bytes)
     used = reclaim_used(r)
@@ -109,13 +118,13 @@ cdef int64_t add(Reclaim* r, int64_t bytes, bint* tried) noexcept nogil:
     if tried[0]:
         us_write(&r.pressed, PRESSED)
         # What comes as one piece makes room of its size, so that pieces leave as they are.
-        used = reclaim_down_to(r, r.limit - r.headroom, bytes)
+        used = reclaim_down_to(r, r.limit - r.headroom, bytes, ALL, parts, &stuck)
     return used
 
 
-cdef void reclaim_charge(Reclaim* r, int64_t bytes) noexcept nogil:
+cdef void reclaim_charge(Reclaim* r, int64_t bytes, bint parts) noexcept nogil:
     cdef bint tried = False
-    cdef int64_t used = add(r, bytes, &tried)
+    cdef int64_t used = add(r, bytes, parts, &tried)
     if tried:
         if used > r.limit:
             over_budget(r, used)
@@ -131,7 +140,7 @@ cdef bint reclaim_try(Reclaim* r, int64_t bytes) noexcept nogil:
     cdef int64_t used
     if us_read(&r.spare_at) != 0 and us_now() < us_read(&r.spare_at):
         return False
-    used = add(r, bytes, &tried)
+    used = add(r, bytes, False, &tried)
     if used > r.limit:
         us_add(&r.resident, -bytes)
         us_write(&r.spare_at, us_now() + REST_NS)
@@ -151,8 +160,13 @@ cdef bint reclaim_short(Reclaim* r) noexcept nogil:
 
 cdef void reclaim_background(Reclaim* r) noexcept nogil:
     # Not while nothing can leave: it would only throw out what the program works with.
-    if not resting(r):
-        if reclaim_down_to(r, r.limit - r.headroom - r.slack, us_read(&r.piece)) > r.limit - r.headroom:
+    cdef int64_t goal = r.limit - r.headroom - r.slack
+    cdef int64_t over = reclaim_used(r) - goal
+    cdef bint stuck = False
+    if over > 0 and not resting(r):
+        # No more than was asked for: else the thread would go on for as long as the program's faults keep pace with it,
+        # and do all reclaim, at a TLB flush across processors for each folio.
+        if reclaim_down_to(r, goal, us_read(&r.piece), over, False, &stuck) > r.limit - r.headroom and stuck:
             us_write(&r.rest_until, us_now() + REST_NS)
 
 

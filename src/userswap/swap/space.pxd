@@ -53,6 +53,7 @@ cdef struct SwapSpace:
     int64_t swap_ins
     int64_t part_ins            # parts of folios that came by themselves
     int64_t part_outs           # and that were stored so
+    int64_t part_updates        # times that was done in place
     int64_t promotions          # folios moved from a slot to zswap
     int64_t writebacks          # folios moved from zswap to a slot, or put there at once
     int64_t slot_stored         # packed bytes in slots
@@ -84,10 +85,11 @@ cdef uint64_t swap_out(SwapSpace* s, Worker* worker, const void* data, int n, Co
 # shall rather be this one.
 cdef void swap_out_run(SwapSpace* s, Worker* worker, const void* data, int count, int n, CodecHint* hint,
                        uint64_t holder, uint32_t cold, uint64_t* ids, int* error) noexcept nogil
-# Stores a whole folio that is what `id` holds but for the parts (of PARTS) that `parts` has pointers to: a new id. 0:
-# it can't be done so (`id` is not in zswap, the result hardly compresses): it has to leave as a whole.
+# Stores a whole folio that is what `id` holds but for the parts (of PARTS) that `parts` has pointers to: a new id; or
+# `id` itself, `updated`, if nobody else has it and there is room where it is. 0: it can't be done so (`id` is not in
+# zswap, the result hardly compresses): it has to leave as a whole.
 cdef uint64_t swap_out_parts(SwapSpace* s, Worker* worker, uint64_t id, const void* const* parts, CodecHint* hint,
-                             uint64_t holder, uint32_t cold) noexcept nogil
+                             uint64_t holder, bint cold, bint* updated) noexcept nogil
 # Loads the n bytes of an id into `data`: 0 or -errno (-EIO: the device or the copy is damaged; -ENXIO: it was
 # in the swap file of an ancestor that is out of reach). The id keeps its copy and its count.
 # `folio`: the holder whose clean folio it becomes, for the swap cache; 0: it will be written.

@@ -13,8 +13,9 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset, strcpy, strlen
 
 from userswap.backends.codec cimport (
-    FOLIO_BYTES, PACKED_BYTES, PART_BYTES, PARTS, Worker, codec_choose, codec_compress, codec_decompress, codec_give,
-    codec_hash, codec_length, codec_part, codec_replace, codec_size, codec_take,
+    FOLIO_BYTES, PACKED_BYTES, PART_BYTES, PARTS, PackedPart, Worker, codec_choose, codec_compress, codec_decompress, codec_give,
+    codec_hash, codec_length, codec_pack_parts, codec_part, codec_replace, codec_size, codec_spread, codec_take,
+    codec_update,
 )
 from userswap.backends.swapfile cimport (
     SLOT_BYTES, SwapFile, iovec, swapfile_alloc, swapfile_delete, swapfile_free, swapfile_metadata, swapfile_new,
@@ -22,7 +23,7 @@ from userswap.backends.swapfile cimport (
 )
 from userswap.backends.zswap cimport (
     zswap_alloc, zswap_bytes, zswap_cold, zswap_coldest, zswap_compact, zswap_delete, zswap_free, zswap_memory,
-    zswap_metadata, zswap_new, zswap_objects, zswap_set_owner, zswap_set_owner_cold, zswap_stored,
+    zswap_metadata, zswap_new, zswap_objects, zswap_resize, zswap_room, zswap_set_owner, zswap_set_owner_cold, zswap_stored,
 )
 from userswap.native.mman cimport (
     MADV_DONTDUMP, MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE,
@@ -529,29 +530,47 @@ cdef uint64_t swap_out(SwapSpace* s, Worker* worker, const void* data, int n, Co
 
 
 cdef uint64_t swap_out_parts(SwapSpace* s, Worker* worker, uint64_t id, const void* const* parts, CodecHint* hint,
-                             uint64_t holder, uint32_t cold) noexcept nogil:
+                             uint64_t holder, bint cold, bint* updated) noexcept nogil:
     cdef Leaving leaving
-    cdef uint64_t entry, fresh = 0
-    cdef const char* packed
-    cdef uint32_t stored
-    cdef int i, length = 0
-    memset(&leaving, 0, sizeof(leaving))
+    cdef PackedPart[PARTS] fresh
+    cdef uint64_t entry, stored = 0
+    cdef char* packed
+    cdef uint32_t before
+    cdef int i, length = 0, room = 0
+    updated[0] = False
     if hint.recipe < 0:
         return 0
+    codec_pack_parts(worker, hint.recipe, parts, fresh)
     entry = s.map.ops.lock(s.map, id)
     if entry_type(entry) == ZSWAP:
-        packed = zswap_memory(s.zswap, entry_payload(entry), &stored)
+        packed = zswap_memory(s.zswap, entry_payload(entry), &before)
+        # Nobody else reads an id that has no other holder, nor can it get one while that word is the caller's.
         us_chaos()
-        length = codec_replace(worker, hint.recipe, packed, stored, parts)
+        if s.map.ops.count(s.map, id) == 1:
+            updated[0] = codec_update(packed, before, fresh)
+        if not updated[0]:
+            length = codec_replace(worker, hint.recipe, packed, before, fresh)
+        if length > 0:
+            room = <int>zswap_room(length)
+            codec_spread(worker, length, room)
+            us_chaos()
+            if s.map.ops.count(s.map, id) == 1 and zswap_resize(s.zswap, entry_payload(entry), room):
+                memcpy(packed, worker.packed, room)
+                updated[0] = True
     s.map.ops.unlock(s.map, id, entry)
-    if length <= 0:
-        return 0
-    store_packed(s, worker.packed, length, &leaving)
-    if leaving.entry:
-        publish(s, &leaving, 1, cold, holder, &fresh)
+    if updated[0]:
+        stored = id
+        us_add(&s.part_updates, 1)
+        if cold:
+            zswap_set_owner_cold(s.zswap, entry_payload(entry), s.map.ops.owner(s.map, id, holder))
+    elif length > 0:
+        memset(&leaving, 0, sizeof(leaving))
+        store_packed(s, worker.packed, room, &leaving)
+        if leaving.entry:
+            publish(s, &leaving, 1, cold, holder, &stored)
     for i in range(PARTS):
-        us_add(&s.part_outs, fresh != 0 and parts[i] != NULL)
-    return fresh
+        us_add(&s.part_outs, stored != 0 and parts[i] != NULL)
+    return stored
 
 
 cdef int load_entry(SwapSpace* s, Worker* worker, uint64_t entry, void* data, int n) noexcept nogil:
