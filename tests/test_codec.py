@@ -69,6 +69,58 @@ def test_parts_are_cut_out_and_replaced_without_a_changed_byte(recipe: int) -> N
     assert cut > tried // 2, "what was not written to is not packed again"
 
 
+def test_parts_are_put_into_their_rooms_without_a_changed_byte() -> None:
+    """With room to grow they stay where they are; what has none there, or is not compressed, is refused."""
+    updated = refused = 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        for plain in folios(seed)[:8]:
+            _, packed = codec.compress(plain, 2)
+            if packed is None:
+                continue
+            pieces = [bytearray(plain[i : i + PART]) for i in range(0, FOLIO, PART)]
+            assert codec.update(packed, [bytes(pieces[0]), None, None, None], 2) is None, "a chunk has no rooms"
+            packed, _ = codec.replace(packed, [bytes(pieces[0]), None, None, None], 2)
+            room = len(packed) + int(rng.integers(0, 400))
+            packed, _ = codec.replace(packed, [None] * 4, 2, room=room)
+            assert len(packed) == room
+            for _ in range(12):
+                assert codec.decompress(packed, FOLIO) == b"".join(pieces)
+                mask = int(rng.integers(1, 16))
+                fresh = [bytearray(piece) for piece in pieces]
+                for i in range(4):
+                    if mask >> i & 1:
+                        at = int(rng.integers(0, PART - 600))
+                        n = int(rng.choice([8, 8, 8, 600]))
+                        fresh[i][at : at + n] = rng.bytes(n)
+                given = [bytes(fresh[i]) if mask >> i & 1 else None for i in range(4)]
+                result = codec.update(packed, given, 2)
+                if result is None:
+                    refused += 1
+                    continue
+                updated += 1
+                assert len(result) == room
+                packed, pieces = result, fresh
+    assert updated > 40
+    assert refused > 100
+
+
+@pytest.mark.parametrize("more", [0, 1, 3, 4, 1000, 20000])
+def test_room_is_spread_so_that_what_is_not_compressed_stays_so(more: int) -> None:
+    walk, noise = data("walk", FOLIO, 1).tobytes(), data("noise", FOLIO, 2).tobytes()
+    packed = codec.compress(walk, 2)[1]
+    assert packed is not None
+    given: list[bytes | None] = [noise[:PART], None, noise[PART : 2 * PART], None]
+    packed, _ = codec.replace(packed, given, 2)
+    spread, _ = codec.replace(packed, [None] * 4, 2, room=len(packed) + more)
+    expected = noise[:PART] + walk[PART : 2 * PART] + noise[PART : 2 * PART] + walk[3 * PART :]
+    assert codec.decompress(spread, FOLIO) == expected
+    assert [codec.part(spread, i) for i in range(4)] == [expected[i : i + PART] for i in range(0, FOLIO, PART)]
+    again, _ = codec.replace(spread, [None, walk[:PART], None, None], 2)
+    assert codec.decompress(again, FOLIO) == expected[:PART] + walk[:PART] + expected[2 * PART :]
+    assert len(again) <= len(packed) + 200, "room that nobody needs is not kept"
+
+
 def test_a_damaged_folio_is_not_replaced_in_silence() -> None:
     plain = folios(3)[0]
     _, packed = codec.compress(plain, 2)

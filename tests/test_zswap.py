@@ -101,6 +101,33 @@ def test_other_lengths_are_refused(length: int) -> None:
 # ---- contents ----
 
 
+def test_an_object_is_rewritten_in_its_room_and_nowhere_else() -> None:
+    r = random.Random(4)
+    pool = ZswapPool(2 << 30, 1000)
+    model = {owner: r.randbytes(r.randint(64, 40000)) for owner in range(1, 400)}
+    for owner, content in model.items():
+        pool.store(owner, content)
+    rewritten = 0
+    for owner in list(model)[::2] * 3:
+        handle, length = pool.handle(owner), len(model[owner])
+        content = r.randbytes(min(LARGEST, max(1, length + r.randint(-600, 600))))
+        fits = class_for(len(content)) == class_for(length)
+        assert pool.rewrite(owner, content) == fits
+        if fits:
+            model[owner] = content
+            rewritten += 1
+            assert pool.handle(owner) == handle
+    assert 50 < rewritten < 590
+    books(pool)
+    assert pool.stored == sum(map(len, model.values()))
+    for owner in list(model)[::3]:
+        pool.discard(owner)
+        del model[owner]
+    pool.compact(0)
+    books(pool)
+    assert all(pool.load(owner) == content for owner, content in model.items())
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_a_pool_is_a_dictionary(data: st.DataObject) -> None:

@@ -261,7 +261,8 @@ class Pool:
             directory=_directory(file.name) if file else "",
             hard=hard,
             dedupe=dedupe,
-            background=len(os.sched_getaffinity(0)) > 1,
+            # USERSWAP_READAHEAD=0: no thread of ours, to see what it does.
+            background=len(os.sched_getaffinity(0)) > 1 and os.environ.get("USERSWAP_READAHEAD") != "0",
         )
         self._handler = numpy_hook.new_handler(self._core)
         self._last: Stats | None = None

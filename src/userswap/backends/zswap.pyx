@@ -1056,6 +1056,20 @@ cdef class ZswapPool:
             raise MemoryError("the pool has no address space left")
         return handle
 
+    def rewrite(self, uint64_t owner, const unsigned char[::1] data not None):
+        """Give the owner's object this content where it is; False, and nothing changed, if it has no room of the size."""
+        cdef uint64_t* entry = self.entry(owner)
+        cdef uint64_t word
+        cdef uint32_t length = <uint32_t>data.shape[0]
+        cdef bint done
+        with nogil:
+            word = entry_lock(entry)
+            done = entry_type(word) == ZSWAP and zswap_resize(self.z, entry_payload(word), length)
+            if done:
+                memcpy(zswap_memory(self.z, entry_payload(word), &length), &data[0], length)
+            us_word_release(entry, entry_seen(word), ENTRY_WAITERS)
+        return done
+
     def load(self, uint64_t owner):
         """The content of the owner's object."""
         cdef uint64_t* entry = self.entry(owner)

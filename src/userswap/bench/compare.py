@@ -244,7 +244,8 @@ def measure_all(results: Results, stop: Stop, step: Callable[[str], None]) -> No
                         if name == "plain" and unused:
                             seen = unused.pop()
                         else:
-                            seen = runner.attempt(contender, replace(spec, memory=contender.memory), expected)
+                            own = replace(spec, memory=contender.memory, readahead=contender.readahead)
+                            seen = runner.attempt(contender, own, expected)
                             if seen.took > SLOW and not options.every:
                                 slow.add(name)
                         results.samples.append(Sample.of(case, name, turn, seen))

@@ -14,7 +14,7 @@ from pathlib import Path
 from userswap.bench import kernelswap
 from userswap.bench.cgroup import why_no_cgroup
 from userswap.bench.kernelswap import Swap
-from userswap.bench.workloads import NEEDED_BY, Workload
+from userswap.bench.workloads import NEEDED_BY, WORKLOADS, Workload
 from userswap.lab.machine import kibibytes
 
 __all__ = ["CONTENDERS", "Contender", "Plan", "plan"]
@@ -59,6 +59,8 @@ class Contender:
     """Where its arrays live, for `workloads`."""
     kernel: str = ""
     """What the kernel swaps to: file, zswap, or zram with an algorithm."""
+    readahead: bool = True
+    """Whether userswap has its thread."""
     limited: bool = False
     """Whether it runs in a cgroup that is limited to T."""
 
@@ -82,6 +84,8 @@ class Contender:
         """Say why it can't run a workload, None if it can."""
         if self.memory == "packed" and "packed" not in workload.runs_on:
             return "it is the limit of a scan alone"
+        if not self.readahead and workload is not WORKLOADS["scan"]:
+            return "it shows how threads share a scan"
         if self.memory in ("blosc2", "packed") and threads > 1:
             return "an NDArray is for one thread" if self.memory == "blosc2" else "it is the limit of one core"
         if self.memory not in workload.runs_on:
@@ -106,6 +110,7 @@ CONTENDERS = {
     for contender in (
         Contender("plain", "everything in RAM, no limit"),
         Contender("userswap", "userswap.install(ram=T)", "userswap"),
+        Contender("userswap alone", "the same without a thread that works ahead", "userswap", readahead=False),
         Contender("zswap", "kernel swap through zswap", kernel="zswap", limited=True),
         Contender("zram lz4", "kernel swap on zram, LZ4", kernel="zram lz4", limited=True),
         Contender("zram lzo-rle", "kernel swap on zram, LZO-RLE", kernel="zram lzo-rle", limited=True),

@@ -58,6 +58,8 @@ class Spec:
     """Budget of userswap."""
     data: str = "2:1"
     threads: int = 1
+    readahead: bool = True
+    """Whether userswap has its thread."""
     directory: str = "/var/tmp"
     """Where files may be made: of memmap, and userswap's swap file."""
     seconds: float = 0.0
@@ -718,6 +720,8 @@ def place(memory: Memory) -> Iterator[None]:
         return
     import userswap
 
+    if not memory.spec.readahead:
+        os.environ["USERSWAP_READAHEAD"] = "0"
     with userswap.install(ram=memory.spec.ram, swap=memory.spec.directory) as installed:
         memory.pool = installed.pool
         yield

@@ -51,7 +51,9 @@ from userswap.native.us cimport (
     us_add, us_assert, us_cas, us_chaos, us_load, us_lock, us_now, us_read, us_store, us_store32, us_unlock,
     us_word_release, us_word_spin, us_word_wait, us_write,
 )
-from userswap.reclaim.reclaim cimport reclaim_background, reclaim_charge, reclaim_short, reclaim_try, reclaim_uncharge
+from userswap.reclaim.reclaim cimport (
+    reclaim_background, reclaim_charge, reclaim_low, reclaim_short, reclaim_try, reclaim_uncharge, reclaim_write,
+)
 from userswap.swap.holder cimport holder_release
 from userswap.swap.kin cimport kin_after_fork, kin_before_fork
 from userswap.swap.map cimport HolderOps, SwapMap
@@ -290,6 +292,9 @@ cdef void charge_part(Region* region) noexcept nogil:
     """A part makes room by the leaving of parts. Who has whole folios in place without a copy of them elsewhere has a
     part for 8 KiB more than it is packed; as a part of a folio that is packed as a whole, it takes 16."""
     reclaim_charge(&region.pool.reclaim, PART_BYTES, True)
+    # What the thread does here is write to the file while the program goes on: no page table changes by that.
+    if reclaim_low(&region.pool.reclaim) and ahead_running():
+        ahead_ask(region, ROOM)
 
 
 cdef int place(char* folio, char* frame) noexcept nogil:
@@ -767,7 +772,10 @@ cdef void make_ahead(Job* job) noexcept nogil:
     cdef bint shared = False
     cdef bint ready = False
     if first == ROOM:
-        reclaim_background(&region.pool.reclaim)
+        if region.scattered < SCATTERED:
+            reclaim_background(&region.pool.reclaim)
+        else:
+            reclaim_write(&region.pool.reclaim)
         ahead_end(job, False)
         return
     word = us_load(&region.words[first])

@@ -40,6 +40,10 @@ cdef int64_t reclaim_used(Reclaim* r) noexcept nogil:
             + us_read(&r.overhead))
 
 
+cdef inline int64_t one_write(Reclaim* r) noexcept nogil:
+    return WRITEBACK_BYTES if WRITEBACK_BYTES < r.limit // 32 else r.limit // 32
+
+
 cdef int64_t shrink(Reclaim* r, int64_t over, bint parts) noexcept nogil:
     """One step of the list above; 0 when no step gives anything."""
     cdef int64_t freed = swap_compact(r.swap, WASTE_PERCENT, COMPACT_EFFORT)
@@ -49,7 +53,7 @@ cdef int64_t shrink(Reclaim* r, int64_t over, bint parts) noexcept nogil:
         freed = r.evict(r.ctx, over, parts)
         if freed > 0:
             return freed
-    freed = swap_writeback(r.swap, WRITEBACK_BYTES if WRITEBACK_BYTES < r.limit // 32 else r.limit // 32, False)
+    freed = swap_writeback(r.swap, one_write(r), False)
     if freed > 0:
         return freed
     return r.evict(r.ctx, over, parts)
@@ -168,6 +172,16 @@ cdef void reclaim_background(Reclaim* r) noexcept nogil:
         # and do all reclaim, at a TLB flush across processors for each folio.
         if reclaim_down_to(r, goal, us_read(&r.piece), over, False, &stuck) > r.limit - r.headroom and stuck:
             us_write(&r.rest_until, us_now() + REST_NS)
+
+
+cdef bint reclaim_low(Reclaim* r) noexcept nogil:
+    return (us_read(&r.resident) < r.least_resident + one_write(r) // 2 and space_has_device(r.swap)
+            and reclaim_used(r) > r.limit - r.headroom - one_write(r) // 2)
+
+
+cdef void reclaim_write(Reclaim* r) noexcept nogil:
+    if reclaim_low(r) and not resting(r):
+        swap_writeback(r.swap, one_write(r), False)
 
 
 cdef void reclaim_uncharge(Reclaim* r, int64_t bytes) noexcept nogil:
