@@ -316,7 +316,7 @@ if child == 0:
     assert all(holds(block, -i, 2 * M) for i, block in enumerate(blocks) if i % 3 == 2)
     sound()
     os._exit(5)
-for i, block in enumerate(blocks):
+for i, block in reversed([*enumerate(blocks)]):        # those first that are in place
     block = C.realloc(block, 5 * M)            # pages that the child shares can't be moved
     assert holds(block, i, 2 * M)
     C.free(block)
