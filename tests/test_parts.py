@@ -255,7 +255,7 @@ def test_what_others_share_is_not_changed_in_place() -> None:
 
 def test_what_is_wanted_nearly_whole_stays_without_a_copy() -> None:
     pool = fresh_pool()
-    memory, plain = filled(pool)
+    memory, plain = filled(pool, "small")  # nothing has to leave: reclaim gives up copies, too
     scatter(memory)
     before = pool.stats()
     folio = FOLIOS - 1  # not looked at by scatter
@@ -414,6 +414,28 @@ def test_parts_that_can_be_stored_nowhere_go_back_in_place(lock: bool) -> None:
         assert np.array_equal(memory, plain)
     del memory
     check_empty(pool)
+
+
+def test_parts_that_can_be_stored_nowhere_do_not_keep_whole_folios_in_place() -> None:
+    """With so many parts in place nothing else was tried, and the budget was exceeded."""
+    pool = fresh_pool("64MiB", swap="none")
+    plain = data("noise", 600 * FOLIO, 1)
+    plain.reshape(-1, 1024)[::6] = 0
+    memory = pool.array(plain)
+    pool.evict()
+    scatter(memory)
+    others = data("small", 30 << 20, 2)
+    whole = pool.array(others)
+    noise = data("noise", FOLIO, 9)
+    for n, f in enumerate(random.Random(7).sample(range(0, 599), 400)):
+        for at in (f * FOLIO + 3 * PART, f * FOLIO + PART):
+            memory[at : at + PART] = plain[at : at + PART] = np.roll(noise, n)[at % FOLIO : at % FOLIO + PART]
+    assert partial(pool) > 300
+    stats = check_pool(pool)
+    assert stats.over_budget == 0
+    assert stats.peak_bytes <= stats.budget_bytes
+    assert np.array_equal(whole, others)
+    assert np.array_equal(memory, plain)
 
 
 DAMAGE = """

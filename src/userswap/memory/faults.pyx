@@ -518,6 +518,10 @@ cdef int part_fault(Region* region, uint64_t index, uint64_t word, char* page, b
         return make_part(region, index, word, part, writing)
     else:
         error = complete(region, index, &word)
+        if error and page != NULL:
+            # One by one, then: only who needs the damaged part hears of it.
+            charge_part(region)
+            return make_part(region, index, word, part, writing)
         if error == 0 and page != NULL and not in_order:
             word = without_copy(region.pool, word_id(word)) | BUSY
     us_word_release(&region.words[index], (word & ~<uint64_t>(BUSY | WAITERS)) | YOUNG, WAITERS)
@@ -1322,10 +1326,7 @@ cdef int64_t evict(void* ctx, int64_t want, bint parts) noexcept nogil:
         doubts = 0
         count = find_victims(pool, victims, most, parts, doubtful, &doubts)
         given += give_up_copies(pool, doubtful, doubts, parts)
-        if count == 0 and given == 0 and parts:
-            parts = False
-            continue
-        if count == 0:
+        if count == 0 and (given or not parts):
             break
         tried += count
         first = 0
@@ -1341,6 +1342,10 @@ cdef int64_t evict(void* ctx, int64_t want, bint parts) noexcept nogil:
                 last += 1
             freed += vacate_run(pool, worker, &victims[first], last - first)
             first = last
+        if parts and freed == 0 and given == 0 and (count == 0 or tried >= TRIES):
+            # Parts that can be stored nowhere would keep what can leave in place.
+            parts = False
+            tried = 0
     codec_give(worker)
     if freed == 0 and given == 0:
         freed = ahead_forget(pool, NULL, False) * STAGE_SLOTS * FOLIO_BYTES

@@ -558,12 +558,14 @@ cdef uint64_t swap_out_parts(SwapSpace* s, Worker* worker, uint64_t id, const vo
             if s.map.ops.count(s.map, id) == 1 and zswap_resize(s.zswap, entry_payload(entry), room):
                 memcpy(packed, worker.packed, room)
                 updated[0] = True
+        if updated[0] and cold:
+            # While it is locked: after that it may be somewhere else, and another object where it was.
+            zswap_set_owner_cold(s.zswap, entry_payload(entry), s.map.ops.owner(s.map, id, holder))
     s.map.ops.unlock(s.map, id, entry)
+    us_chaos()
     if updated[0]:
         stored = id
         us_add(&s.part_updates, 1)
-        if cold:
-            zswap_set_owner_cold(s.zswap, entry_payload(entry), s.map.ops.owner(s.map, id, holder))
     elif length > 0:
         memset(&leaving, 0, sizeof(leaving))
         store_packed(s, worker.packed, room, &leaving)
