@@ -9,7 +9,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 SOURCES := $(shell find src -name '*.py' -o -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]') meson.build meson.options src/userswap/meson.build pyproject.toml
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help venv demo bench test lint debug sanitize clean
+.PHONY: help venv demo bench test compat lint debug sanitize clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
@@ -41,6 +41,20 @@ test: $(BIN)/.built  ## run the tests
 	@$(BIN)/python -m pytest -q
 	@echo "Every test passed: swapped memory on this machine reads back byte for byte, under threads, forks, system calls and full disks."
 
+# Other people's libraries in exact versions, and userswap as a wheel: in an environment of their own.
+COMPAT := .venv-compat
+$(COMPAT)/.built: $(BIN)/.built compat/requirements.txt
+	@echo "==> setting up $(COMPAT)"
+	@$(COMPAT)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(COMPAT)
+	@$(COMPAT)/bin/python -m pip --disable-pip-version-check -q install -r compat/requirements.txt
+	@rm -rf build/wheel
+	@$(PIP) wheel --no-build-isolation --no-deps -Cbuild-dir=build/release -w build/wheel .
+	@$(COMPAT)/bin/python -m pip --disable-pip-version-check -q install --no-deps --force-reinstall build/wheel/*.whl
+	@touch $@
+
+compat: $(COMPAT)/.built  ## other people's test suites under swapped memory (an hour; SUITES="h5py numpy:fft" for some)
+	@$(BIN)/python -m compat $(SUITES)
+
 lint: $(BIN)/.built  ## ruff, mypy --strict, cython-lint
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/cython-lint --max-line-length 120 src
 
@@ -61,4 +75,4 @@ sanitize: $(BIN)/.tools  ## the tests on a build with the undefined-behaviour sa
 	@UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 PYTHONPATH=$(CURDIR)/build/sanitize-site $(BIN)/python -m pytest -q
 
 clean:  ## remove what was built, .venv/ too
-	@rm -rf build $(VENV)
+	@rm -rf build $(VENV) $(COMPAT)

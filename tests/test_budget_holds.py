@@ -60,6 +60,60 @@ def test_rss_stays_within_the_budget_and_two_percent(kind: str) -> None:
     assert writebacks > 100
 
 
+SMALL = """
+import sys, threading, numpy as np, userswap
+ram, kind = int(sys.argv[1]), sys.argv[2]
+rng = np.random.default_rng(1)
+STEP, THREADS = 1 << 14, 4
+blocks = [np.round(np.cumsum(rng.standard_normal(STEP)), 2) if kind == "walk" else rng.random(STEP) for _ in range(32)]
+userswap.Pool                                               # the libraries, loaded at the first use
+def status(name):
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) << 10 for line in f if line.startswith(name))
+with open("/proc/self/clear_refs", "w") as f:
+    f.write("5")                                            # forget the peak
+before = status("VmRSS")
+pool = userswap.Pool(ram=ram)
+array = pool.empty(ram * 5 // 2 // 8 // STEP * STEP)
+rows = array.reshape(-1, STEP)
+wrong = []
+def work(t):
+    mine = range(len(rows) * t // THREADS, len(rows) * (t + 1) // THREADS)
+    for turn in range(3):
+        for i in mine:
+            if turn == 0:
+                np.add(blocks[i % 32], i, out=rows[i])
+            elif turn == 1:
+                np.add(rows[i], 1, out=rows[i])
+            elif not np.array_equal(rows[i], blocks[i % 32] + i + 1):
+                wrong.append(i)
+threads = [threading.Thread(target=work, args=[t]) for t in range(THREADS)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+s = pool.stats()
+faults = s.faults / (3 * len(array) / 8192)                 # for each folio and turn
+print(status("VmHWM") - before, s.peak_bytes, s.over_budget, faults, s.readahead, len(wrong))
+"""
+
+
+@pytest.mark.parametrize("kind", ["walk", "noise"])
+@pytest.mark.parametrize("ram", [32 * MIB, 64 * MIB])
+def test_a_small_budget_holds_when_several_threads_bring_windows(ram: int, kind: str) -> None:
+    """Windows come from 32 MiB on: what is under way of four threads and ours at once is a good part of that."""
+    result = run_python(SMALL, str(ram), kind)
+    assert result.returncode == 0, result.stderr
+    worst, peak, over, faults, readahead, wrong = result.stdout.split()
+    assert (wrong, over) == ("0", "0")
+    assert float(faults) < 0.5, "windows come in one piece"
+    if len(os.sched_getaffinity(0)) > 1:
+        assert int(readahead) > 0
+    assert int(peak) <= ram * 1.02
+    # beside the pool: temporary rows and stacks of the threads
+    assert int(worst) <= ram * 1.02 + 3 * MIB, f"{int(worst) / MIB:.1f} MiB of RSS for a budget of {ram / MIB:.0f}"
+
+
 @contextlib.contextmanager
 def memory_cgroup(limit: int) -> Iterator[Path]:
     """A memory cgroup of this machine's own kind (v1 or v2), removed after."""

@@ -222,12 +222,12 @@ def test_output_and_exit_code_pass_through_and_the_summary_comes_last(place: Pat
     assert (result.returncode, result.stdout) == (4, "out\n")
     first, summary = result.stderr.splitlines()
     assert first == "last words"
-    assert summary.startswith("userswap: swap was never needed: no arrays were large enough")
+    assert summary.startswith("userswap: swap was never needed: nothing was large enough")
 
 
 def test_small_needs_are_said_in_one_line() -> None:
     result = userswap("run", *RAM, "-c", "import numpy as np; a = np.ones(4 << 20, 'u1'); del a")
-    assert result.stderr == "userswap: swap was never needed: 4 MiB of arrays at most, in 128 MiB of RAM.\n"
+    assert result.stderr == "userswap: swap was never needed: 4 MiB of large allocations at most, in 128 MiB of RAM.\n"
 
 
 BIG = "import numpy as np; a = np.arange(25 << 20); print(int(a[::4096].sum()))"
@@ -237,7 +237,7 @@ def test_summary_and_stats_of_a_program_that_needs_swap(place: Path) -> None:
     result = userswap("run", "--ram", "64M", "--stats", "stats.json", "-c", BIG)
     assert (result.returncode, result.stdout) == (0, f"{sum(range(0, 25 << 20, 4096))}\n")
     lines = result.stderr.splitlines()
-    assert lines[0] == "userswap: 200 MiB of arrays at once in 64 MiB of RAM (3.1 times as much)"
+    assert lines[0] == "userswap: 200 MiB of large allocations at once in 64 MiB of RAM (3.1 times as much)"
     assert [line.split()[0] for line in lines[1:]] == ["RAM", "faults", "swap"]
     stats = json.loads((place / "stats.json").read_text())
     assert stats.keys() >= FIELDS

@@ -10,10 +10,10 @@ On the command line: ``userswap run --ram 512M script.py`` for any program, unch
 says what this machine can do.
 """
 
-from typing import TYPE_CHECKING
-
 from userswap.errors import BadSize, BudgetError, MapDesignError, SwapPathError, UnsupportedError, UserswapError
 
+# As typing has it; that module takes milliseconds, which `userswap run` would pay twice.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from userswap.pool import Installation, Pool, Stats, install, snapshot
 

@@ -1,6 +1,6 @@
 """`python -m userswap` is the command `userswap`."""
 
-from userswap.cli.main import main
+from userswap.cli.preload import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

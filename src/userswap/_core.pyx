@@ -27,6 +27,10 @@ from userswap.swap.traced cimport traced_events
 
 FOLIO = FOLIO_BYTES
 
+cdef enum:
+    WINDOWS_FROM = 32 << 20     # bytes of budget: with less, a window and the next one would be too much of it
+    SMALL = 128 << 20           # with less, few windows are under way at once
+
 
 def open_arena(move: bool = True) -> None:
     """Reserve the arena, register it with userfaultfd, take over SIGBUS and libc's I/O functions. Once a process.
@@ -95,12 +99,14 @@ cdef class Core:
         if dedupe and space_dedupe(space, limit) != 0:
             raise MemoryError("no memory for the index of identical folios")
         self.pool.reclaim.hard = hard
-        self.pool.run_most = max(1, min(STAGE_SLOTS, limit // 64 // FOLIO_BYTES))
+        self.pool.run_most = STAGE_SLOTS if limit >= WINDOWS_FROM else max(1, limit // 64 // FOLIO_BYTES)
+        self.pool.small = limit < SMALL
         # Faults of several threads at once go over the limit by a folio and its packed copy each, or by a window.
-        self.pool.reclaim.headroom = min(8 * FOLIO_BYTES, limit // 64) + self.pool.run_most * FOLIO_BYTES
+        self.pool.reclaim.headroom = (min(8 * FOLIO_BYTES, limit // 64)
+                                      + min(self.pool.run_most * FOLIO_BYTES, limit // 32))
         stage_keep(limit // 32)
         self.pool.reclaim.aside = stage_kept()
-        self.pool.reclaim.slack = self.pool.run_most * FOLIO_BYTES
+        self.pool.reclaim.slack = min(self.pool.run_most * FOLIO_BYTES, limit // 64)
         self.pool.reclaim.least_resident = max(16 * FOLIO_BYTES, limit // 64)
         if background:
             memory_background()     # without it, every fault does its own work

@@ -1,4 +1,4 @@
-"""NumPy's front end: its data allocator (NEP 49), in two forms. Touches memory_new and memory_free only.
+"""NumPy's front end: its data allocator (NEP 49), in two forms. Touches memory_new, memory_free and memory_resize only.
 
 A pool's own arrays (``Pool.zeros`` and so on) are made under a handler of that pool, set with PyDataMem_SetHandler
 for the duration of the call: they are ordinary arrays that own their data, and hold the handler, which holds the pool.
@@ -8,6 +8,10 @@ context variable, which other threads don't inherit, so ``install`` changes what
 large blocks come from the installed pool, the rest from where they came before. What is freed or resized is told
 apart by its address, so arrays made before, inside and after each free rightly, also long after the end of a
 ``with`` block and from any thread.
+
+Under ``userswap run`` NumPy's blocks would also reach malloc_hook. They are taken here, because only here the size that
+was asked for counts whatever it is, and because an inner `install` or a pool of one's own is NumPy's alone. An array is
+large in both places, so it never gets there; and what there is, is told apart by the same addresses.
 """
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from cpython.ref cimport PyObject
@@ -16,7 +20,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, strncpy
 
 from userswap._core cimport Core
-from userswap.memory.faults cimport memory_free, memory_new, memory_pool_close
+from userswap.memory.faults cimport memory_free, memory_new, memory_pool_close, memory_resize
 from userswap.memory.regions cimport MemoryPool, Region, pool_get, region_at
 
 cdef extern from "numpy/arrayobject.h":
@@ -76,7 +80,9 @@ cdef void* resize(MemoryPool* pool, size_t threshold, void* data, size_t size) n
     if size <= region.bytes and size >= region.bytes // 2:
         return data
     if size >= threshold:
-        fresh = memory_new(region.pool if pool == NULL else pool, size)
+        if pool == NULL or pool == region.pool:
+            return memory_resize(data, size)
+        fresh = memory_new(pool, size)
     else:
         fresh = plain.malloc(plain.ctx, size)
     if move_block(data, region.bytes, fresh, size) != NULL:

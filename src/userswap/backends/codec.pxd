@@ -46,7 +46,8 @@ cdef void codec_pack_parts(Worker* worker, int recipe, const void* const* parts,
 cdef bint codec_update(char* packed, int length, const PackedPart* fresh) noexcept nogil
 # A packed folio with these parts instead of its own: to worker.packed, which `packed` may not be. Its length, 0 when it
 # does not save an eighth, or -EIO.
-cdef int codec_replace(Worker* worker, int recipe, const void* packed, int length, const PackedPart* fresh) noexcept nogil
+cdef int codec_replace(Worker* worker, int recipe, const void* packed, int length,
+                       const PackedPart* fresh) noexcept nogil
 # Makes what codec_replace has left as long as `room`, so that its parts may grow later (codec_update).
 cdef void codec_spread(Worker* worker, int length, int room) noexcept nogil
 # XXH64 of the data (the copy that Blosc2's library has), for finding identical folios. 0 when the library has none.

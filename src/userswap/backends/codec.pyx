@@ -392,24 +392,25 @@ cdef void codec_pack_parts(Worker* worker, int recipe, const void* const* parts,
                 memcpy(target, parts[part], PART_BYTES)
 
 
-ctypedef const char* Chunkp
+ctypedef const char* Room
 
 
 cdef bint codec_update(char* packed, int length, const PackedPart* fresh) noexcept nogil:
     cdef int part, room = 0
-    cdef Chunkp[PARTS] chunks
+    cdef Room[PARTS] rooms
     if not in_parts(packed, length):
         return False
     for part in range(PARTS):
         if fresh[part].data == NULL:
             continue
-        chunks[part] = find_part(packed, length, part, &room)
+        rooms[part] = find_part(packed, length, part, &room)
         # A room of PART_BYTES is for what is not compressed, and only that.
-        if chunks[part] == NULL or fresh[part].length > room or (room == PART_BYTES) != (fresh[part].length == PART_BYTES):
+        if (rooms[part] == NULL or fresh[part].length > room
+                or (room == PART_BYTES) != (fresh[part].length == PART_BYTES)):
             return False
     for part in range(PARTS):
         if fresh[part].data != NULL:
-            memcpy(<void*>chunks[part], fresh[part].data, fresh[part].length)
+            memcpy(<void*>rooms[part], fresh[part].data, fresh[part].length)
     return True
 
 
@@ -418,7 +419,8 @@ cdef int chunk_length(const char* chunk, int room) noexcept nogil:
     return PART_BYTES if room == PART_BYTES else codec_length(chunk, room)
 
 
-cdef int codec_replace(Worker* worker, int recipe, const void* packed, int length, const PackedPart* fresh) noexcept nogil:
+cdef int codec_replace(Worker* worker, int recipe, const void* packed, int length,
+                       const PackedPart* fresh) noexcept nogil:
     cdef Parts* header = <Parts*>worker.packed
     cdef const char* chunk
     cdef char* scrap

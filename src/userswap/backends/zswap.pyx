@@ -1060,7 +1060,7 @@ cdef class ZswapPool:
         return handle
 
     def rewrite(self, uint64_t owner, const unsigned char[::1] data not None):
-        """Give the owner's object this content where it is; False, and nothing changed, if it has no room of the size."""
+        """Give the owner's object this content where it is; False, and nothing changed, if its room is another."""
         cdef uint64_t* entry = self.entry(owner)
         cdef uint64_t word
         cdef uint32_t length = <uint32_t>data.shape[0]

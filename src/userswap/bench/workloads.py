@@ -58,8 +58,6 @@ class Spec:
     """Budget of userswap."""
     data: str = "2:1"
     threads: int = 1
-    readahead: bool = True
-    """Whether userswap has its thread."""
     directory: str = "/var/tmp"
     """Where files may be made: of memmap, and userswap's swap file."""
     seconds: float = 0.0
@@ -72,6 +70,8 @@ class Spec:
     """File descriptor where the harness is told how far the process is (`told`); -1: there is none."""
     go: int = -1
     """And where it says that it has done its part."""
+    readahead: bool = True
+    """Whether userswap has its thread."""
 
 
 @dataclass

@@ -52,6 +52,11 @@ with userswap.Pool(ram="64MiB", swap="none") as pool:
         raise SystemExit("An array came back with other bytes than it had.")
     del array
 """
+TRIAL_OF_MALLOC = """
+from userswap import malloc_hook
+if not malloc_hook.owns(bytearray(4 << 20)):
+    raise SystemExit("Memory that Python asked for is not in swap.")
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +120,7 @@ def examine() -> list[Check]:
         numpy_version(),
         blosc2_library(),
         compiled_part(),
+        large_allocations(),
     ]
 
 
@@ -405,6 +411,22 @@ def compiled_part() -> Check:
     if result.returncode:
         return Check(name, "problem", (result.stderr.strip().splitlines() or ["it failed"])[-1], mend)
     return Check(name, "ok", f"an array was swapped out and in (Python {platform.python_version()})")
+
+
+def large_allocations() -> Check:
+    """Whether `userswap run` can put itself before malloc: tried out with memory of Python's own."""
+    name = "large allocations"
+    command = [sys.executable, "-m", "userswap", "run", "--ram", "64M", "--swap", "none", "-c", TRIAL_OF_MALLOC]
+    mend = "userswap run works for NumPy's arrays all the same"
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Check(name, "note", str(error), mend)
+    if result.returncode:
+        lines = [line.removeprefix("userswap: ") for line in result.stderr.strip().splitlines()]
+        # What keeps the library out is the first line; it is followed by the trial that failed.
+        return Check(name, "note", lines[0] if lines else f"the trial ended with exit code {result.returncode}", mend)
+    return Check(name, "ok", "userswap run serves those of any library that calls malloc")
 
 
 def read(file: str) -> str:

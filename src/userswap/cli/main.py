@@ -14,7 +14,7 @@ from userswap.errors import UsageError, UserswapError
 __all__ = ["Parser", "main"]
 
 COMMANDS = {
-    "run": "run a Python program in less memory than its arrays need",
+    "run": "run a Python program in less memory than it needs",
     "bench": "measure it here: userswap bench compare, faults, dedupe",
     "lab": "experiments with the swap layer: userswap lab compare, upstream, replay, system",
     "doctor": "say what this machine can do, what it can't, and how to mend it",

@@ -1,4 +1,4 @@
-"""`userswap run`: runs a Python program in this process, with its large arrays in swap.
+"""`userswap run`: runs a Python program in this process, with its large arrays and other allocations in swap.
 
 The program must not notice: it gets a `__main__` module, sys.argv, sys.path[0], exit code, tracebacks and
 a death by Ctrl-C exactly like those of `python script.py`. What userswap has to say, it says on stderr,
@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from userswap.cli import preload
 from userswap.cli.main import Parser
 from userswap.errors import UnsupportedError, UsageError
 from userswap.sizes import format_size, parse_size
@@ -29,14 +30,13 @@ if TYPE_CHECKING:
 __all__ = ["prepare"]
 
 USAGE = """\
-userswap run [--ram SIZE] [--swap PATH[:SIZE]|none] [--min-array SIZE] [--hard] [--no-dedupe]
-                    [--map NAME] [--quiet] [--stats FILE] [--trace FILE]
+userswap run [--ram SIZE] [--swap PATH[:SIZE]|none] [--min-array SIZE] [--only-numpy] [--hard]
+                    [--no-dedupe] [--map NAME] [--quiet] [--stats FILE] [--trace FILE]
                     (SCRIPT | -m MODULE | -c CODE) [ARGUMENT ...]"""
 EPILOG = """\
 Sizes are like 512M, 1.5GiB or 65536 (bytes); units are powers of 1024. SCRIPT may also be a directory or
 zip file with a __main__.py, or - for standard input. Everything after it belongs to the program.
 The exit code is the program's, or 2 when it could not be started."""
-OPTIONS_WITH_VALUE = ("--ram", "--swap", "--min-array", "--map", "--stats", "--trace")
 # What --stats writes, in this order. All sizes are bytes, all times nanoseconds.
 FIELDS = (
     "budget_bytes",
@@ -78,20 +78,23 @@ def prepare(arguments: list[str]) -> Callable[[], int]:
     Raises UserswapError for a bad command line, a program that is missing, a --stats file that cannot be
     written, and whatever keeps userswap from working here.
     """
-    options, rest = split(arguments)
+    options, rest = preload.split(arguments)
     parser = Parser(
         prog="userswap run",
         usage=USAGE,
         epilog=EPILOG,
-        description="Run a Python program in less memory than its arrays need.",
+        description="Run a Python program in less memory than it needs.",
         allow_abbrev=False,
     )
-    parser.add_argument("--ram", metavar="SIZE", help="RAM for the arrays (default: what the machine leaves)")
+    parser.add_argument("--ram", metavar="SIZE", help="RAM for what lives in swap (default: what the machine leaves)")
     parser.add_argument(
         "--swap", metavar="PATH[:SIZE]", help="file or directory for what does not fit compressed, or none"
     )
     parser.add_argument(
-        "--min-array", metavar="SIZE", default="1M", help="arrays from this size on live in swap (default 1M)"
+        "--min-array", metavar="SIZE", default="1M", help="allocations from this size on live in swap (default 1M)"
+    )
+    parser.add_argument(
+        "--only-numpy", action="store_true", help="only NumPy's arrays live in swap, not what other libraries allocate"
     )
     parser.add_argument(
         "--hard", action="store_true", help="end the program rather than exceed --ram when swap is full"
@@ -121,19 +124,6 @@ def prepare(arguments: list[str]) -> Callable[[], int]:
         return execute(program, summary)
 
     return action
-
-
-def split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Return userswap's own options, and the program (a name, -m or -c) with its arguments."""
-    at = 0
-    while at < len(arguments):
-        argument = arguments[at]
-        if argument == "--":
-            return arguments[:at], arguments[at + 1 :]
-        if argument == "-" or not argument.startswith("-") or argument[:2] in ("-m", "-c"):
-            break
-        at += 2 if argument in OPTIONS_WITH_VALUE else 1
-    return arguments[:at], arguments[at:]
 
 
 def find(rest: list[str]) -> Program:
@@ -203,9 +193,10 @@ def draft_of(path: Path) -> Path:
 
 
 def install(ram: int | None, min_array: int, chosen: Namespace) -> Any:
-    """Set up swap for NumPy's arrays and return the handle. Raises UserswapError."""
+    """Set up swap for large allocations and return the handle. Raises UserswapError."""
     try:
         import userswap
+        from userswap import malloc_hook
         from userswap.swap.map import DESIGN_NAMES, TRACED
 
         design = DESIGN_NAMES[0] if chosen.map is None else chosen.map
@@ -213,7 +204,7 @@ def install(ram: int | None, min_array: int, chosen: Namespace) -> Any:
             design = TRACED
         elif design == TRACED:
             raise UsageError("To record what is asked of the swap map, write --trace FILE instead of --map traced.")
-        return userswap.install(
+        handle = userswap.install(
             ram=ram,
             swap=chosen.swap,
             min_array=min_array,
@@ -221,6 +212,9 @@ def install(ram: int | None, min_array: int, chosen: Namespace) -> Any:
             dedupe=not chosen.no_dedupe,
             map_design=design,
         )
+        if not chosen.only_numpy and not malloc_hook.install(handle.pool._core, handle.min_array) and not chosen.quiet:
+            say(f"userswap: only NumPy's arrays live in swap: {preload.why_not()}.\n")
+        return handle
     except ImportError as error:
         raise UnsupportedError(
             f"A part of userswap cannot be loaded ({error}): install it again, for example with "
@@ -384,6 +378,7 @@ class Summary:
 
     def write_trace(self, path: Path) -> str:
         """Write what was recorded to `path`, and return a line about it."""
+        from userswap import malloc_hook
         from userswap.lab.trace import Trace
 
         pool = self.handle.pool
@@ -391,7 +386,8 @@ class Summary:
         name = {"code": "-c", "stdin": "-", "module": target}.get(self.program.kind, Path(target).name)
         try:
             trace = Trace.recorded(pool, name)
-            # From here on arrays are ordinary ones: there is nothing left to record.
+            # From here on all memory is ordinary: there is nothing left to record.
+            malloc_hook.install(None, 0)
             self.handle.uninstall()
             put_in_place(path, trace.encode())
         except OSError as error:
@@ -442,15 +438,15 @@ def put_in_place(path: Path, content: bytes) -> None:
 
 def described(stats: "Stats", reason: str | None) -> str:
     """Return the summary for a person, a few lines."""
-    arrays, budget = format_size(stats.peak_virtual_bytes), format_size(stats.budget_bytes)
+    memory, budget = format_size(stats.peak_virtual_bytes), format_size(stats.budget_bytes)
     because = f"  {'budget':<10} {reason}\n" if reason else ""
     # First touches are faults too; nothing was swapped as long as nothing went out.
     if not stats.swap_outs:
         if not stats.peak_virtual_bytes:
-            return f"userswap: swap was never needed: no arrays were large enough (RAM budget {budget}).\n"
-        return f"userswap: swap was never needed: {arrays} of arrays at most, in {budget} of RAM.\n"
+            return f"userswap: swap was never needed: nothing was large enough (RAM budget {budget}).\n"
+        return f"userswap: swap was never needed: {memory} of large allocations at most, in {budget} of RAM.\n"
     ratio = stats.peak_virtual_bytes / max(stats.budget_bytes, 1)
-    text = f"userswap: {arrays} of arrays at once in {budget} of RAM ({ratio:.1f} times as much)\n{because}"
+    text = f"userswap: {memory} of large allocations at once in {budget} of RAM ({ratio:.1f} times as much)\n{because}"
     text += f"  {'RAM used':<10} {format_size(stats.peak_bytes)} at most\n"
     text += (
         f"  {'faults':<10} {stats.faults:,} in {format_time(stats.fault_ns_total)}"

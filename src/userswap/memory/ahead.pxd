@@ -16,7 +16,7 @@ from userswap.memory.stage cimport STAGE_SLOTS
 
 cdef enum:
     AHEAD_JOBS = 5
-    AHEAD_DEPTH = 2             # windows ahead of a scan
+    AHEAD_DEPTH = 2             # windows ahead of a scan; of a small pool, one
 
 cdef uint64_t ROOM
 

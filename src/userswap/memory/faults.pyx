@@ -27,16 +27,16 @@ from userswap.memory.ahead cimport (
 )
 from userswap.memory.frames cimport (
     frame_fill, frame_fill_zeros, frame_mend, frame_move_in, frame_move_out, frame_protect, frame_unprotect,
-    frame_vacate, frames_reopen,
+    frame_vacate, frames_can_move, frames_reopen,
 )
 from userswap.memory.pagetable cimport (
     BUSY, CLEAN, DIRTY, EMPTY, FILED, GUARDED, PARTIAL, PIN_MASK, PIN_MAX, PIN_ONE, STAGED, SWAPPED, WAITERS, YOUNG,
     word_id, word_make, word_partial, word_pins, word_resident, word_state, word_with_id,
 )
 from userswap.memory.regions cimport (
-    BUCKETS, PAGE_BYTES, SCATTERED, STREAMS, MemoryPool, Region, Stream, arena_end, arena_end_word, arena_first_word,
-    arena_start, folio_bytes, pool_first, pool_put, region_at, region_folios, region_new,
-    region_of_word, region_release, region_unlink,
+    BUCKETS, PAGE_BYTES, SCATTERED, STREAMS, MemoryPool, Region, Stream, arena_bytes, arena_end, arena_end_word,
+    arena_first_word, arena_start, folio_bytes, pool_first, pool_put, region_at, region_folios, region_grow,
+    region_new, region_of_word, region_release, region_unlink,
 )
 from userswap.memory.stage cimport (
     STAGE_SLOTS, stage_give, stage_moved, stage_part_give, stage_part_moved, stage_part_room, stage_renew, stage_room,
@@ -128,8 +128,10 @@ cdef extern from *:
     int us_fault_writes(void* context) nogil
     void us_block_signals() nogil
     void us_restore_signals() nogil
-    int pthread_atfork(void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil,
-                       void (*child)() noexcept nogil) nogil
+
+cdef extern from "shim.h" nogil:
+    int us_shim_atfork(void (*before)() noexcept nogil, void (*in_parent)() noexcept nogil,
+                       void (*in_child)() noexcept nogil)
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t write(int fd, const void* buffer, size_t length)
@@ -560,6 +562,8 @@ cdef int wanted_run(Region* region, uint64_t index) noexcept nogil:
             continue
         stream.back = NOWHERE
         most = 2 * stream.run
+        if region.scattered >= SCATTERED:
+            most = 2                # in a small region many follow by chance: a few more before it is believed
         if most > region.pool.run_most:
             most = region.pool.run_most
         if <uint64_t>most > STAGE_SLOTS - index % STAGE_SLOTS:
@@ -866,7 +870,7 @@ cdef void ask_ahead(Region* region, uint64_t index) noexcept nogil:
     cdef int _i
     if region.pool.run_most < STAGE_SLOTS or index % STAGE_SLOTS or not ahead_running():
         return
-    for _i in range(AHEAD_DEPTH):
+    for _i in range(1 if region.pool.small else AHEAD_DEPTH):
         if whole_window(region, index) and word_state(us_load(&region.words[index])) == SWAPPED:
             ahead_ask(region, index)
         index += STAGE_SLOTS
@@ -1000,8 +1004,9 @@ cdef struct Victim:
 cdef bint enough_parts(MemoryPool* pool) noexcept nogil:
     """Whether whole folios shall stay, as there are parts to leave: more than a 64th of the budget.
 
-    Not always, or what nobody turns to any more would stay for ever; and rarely only while parts are wanted again about
-    as soon as they would be by chance, since then a whole folio in place, which costs half as much, does as much good."""
+    Not always, or what nobody turns to any more would stay for ever; and rarely only while parts are wanted again
+    about as soon as they would be by chance: then a whole folio in place, which costs half as much, does as much
+    good."""
     cdef int64_t parts = us_read(&pool.parts)
     cdef int64_t missing = us_read(&pool.swapped_bytes) >> FOLIO_SHIFT
     cdef uint32_t random = <uint32_t>us_read(&pool.left) * <uint32_t>2654435761u
@@ -1014,8 +1019,8 @@ cdef int find_victims(MemoryPool* pool, Victim* victims, int most, bint parts, V
     """Moves the clock hand, setting BUSY on what is cold: resident, not pinned, not looked at since the hand came
     by last. Neighbours come out one after the other, so that system calls can take them together.
 
-    `parts`: only what is PARTIAL. `doubtful` gets some of those that it spares and whose copy may be worthless, BUSY too;
-    where faults go anywhere any that has one."""
+    `parts`: only what is PARTIAL. `doubtful` gets some of those that it spares and whose copy may be worthless, BUSY
+    too; where faults go anywhere any that has one."""
     cdef int found = 0
     cdef int64_t folios = 0, looked = 0
     cdef Region* region
@@ -1040,7 +1045,8 @@ cdef int find_victims(MemoryPool* pool, Victim* victims, int most, bint parts, V
         if word_resident(word) and not (word & BUSY) and word_pins(word) == 0:
             if parts and not word_partial(word):
                 if (word_state(word) == CLEAN and not word & GUARDED and region.scattered >= SCATTERED
-                        and doubts[0] < BATCH and us_cas(&region.words[index], word, (word | BUSY) & ~<uint64_t>WAITERS)):
+                        and doubts[0] < BATCH
+                        and us_cas(&region.words[index], word, (word | BUSY) & ~<uint64_t>WAITERS)):
                     doubtful[doubts[0]].region = region
                     doubtful[doubts[0]].index = index
                     doubts[0] += 1
@@ -1346,6 +1352,17 @@ cdef int64_t evict(void* ctx, int64_t want, bint parts) noexcept nogil:
     return freed if freed else given        # room in zswap, too, is worth another round
 
 
+cdef int64_t evict_in_turn(void* ctx, int64_t want, bint parts) noexcept nogil:
+    """The same for a small pool: until a batch has gone, its packed copies are there as well. One thread's, not
+    several's."""
+    cdef MemoryPool* pool = <MemoryPool*>ctx
+    cdef int64_t freed
+    us_lock(&pool.small_lock)
+    freed = evict(pool, want, parts)
+    us_unlock(&pool.small_lock)
+    return freed
+
+
 # ---- the handler ----
 
 cdef int bucket(int64_t ns) noexcept nogil:
@@ -1450,6 +1467,115 @@ cdef void memory_free(void* start) noexcept nogil:
     reclaim_uncharge(&pool.reclaim, resident)
     region_release(region)
     leave()
+
+
+cdef int move_run(Region* source, Region* target, uint64_t first, uint64_t count) noexcept nogil:
+    """Gives whole resident folios, whose words are BUSY by us, to a fresh region, without a look at their bytes.
+    0 or -errno: then they are where they were. Releases the words."""
+    cdef MemoryPool* pool = source.pool
+    cdef uint64_t i, word
+    cdef int error = frame_move_out(folio_at(source, first), folio_at(target, first), count << FOLIO_SHIFT)
+    us_chaos()
+    for i in range(first, first + count):
+        word = us_load(&source.words[i]) & ~<uint64_t>(BUSY | WAITERS)
+        if error == 0:
+            target.broken[i // STAGE_SLOTS] = target.broken[i // STAGE_SLOTS] or count < STAGE_SLOTS
+            # A copy stays its old word's, and the word goes.
+            us_store(&target.words[i], word if word_state(word) == DIRTY else without_copy(pool, word_id(word)) | YOUNG)
+            word = 0
+        us_word_release(&source.words[i], word, WAITERS)
+    return error
+
+
+cdef bint move_swapped(Region* source, Region* target, uint64_t index, uint64_t word) noexcept nogil:
+    """The same for a folio that is SWAPPED: the other word gets its id. False: it stays. Releases the word."""
+    cdef uint64_t id = word_id(word)
+    cdef bint done = swap_dup(source.pool.swap, &id, <uint64_t>&source.words[index]) == 0
+    us_chaos()
+    if done:
+        target.left[index] = source.left[index]
+        us_store(&target.words[index], word_make(SWAPPED, id))
+        swap_put(source.pool.swap, id)
+    us_word_release(&source.words[index], 0 if done else word_make(SWAPPED, id) | (word & YOUNG), WAITERS)
+    return done
+
+
+cdef bint may_move(Region* target, uint64_t index, uint64_t word) noexcept nogil:
+    """Whether a folio can go to another region as it is: not what others rely on in place, nor what is in parts."""
+    if word & (PIN_MASK | GUARDED) or word_partial(word) or word_state(us_load(&target.words[index])) != EMPTY:
+        return False            # not EMPTY: a copy of the one before faulted, and brought more folios of zeros
+    return word_state(word) == SWAPPED or frames_can_move()
+
+
+cdef uint64_t move_some(Region* source, Region* target, uint64_t first, uint64_t end, uint64_t* copied) noexcept nogil:
+    """Moves folios to the same place of a fresh region. Returns the first that has to be copied (up to `copied`), or
+    `end`."""
+    cdef uint64_t index = first, run = 0, word
+    while True:
+        word = us_load(&source.words[index]) if index < end else 0
+        # Neighbours go together, and a window at a time: that is how they may be huge pages.
+        if run and (index == end or index % STAGE_SLOTS == 0 or word & BUSY or not word_resident(word)
+                    or not may_move(target, index, word)):
+            copied[0] = index
+            if move_run(source, target, index - run, run) != 0:
+                return index - run
+            run = 0
+        if index == end:
+            return end
+        if word & BUSY:
+            us_word_wait(&source.words[index], word, WAITERS)       # we have none
+        elif word_state(word) == EMPTY:
+            index += 1
+        elif not may_move(target, index, word):
+            copied[0] = index + 1
+            return index
+        elif us_cas(&source.words[index], word, word | BUSY):
+            copied[0] = index + 1
+            if word_state(word) != SWAPPED:
+                run += 1
+            elif not move_swapped(source, target, index, word):
+                return index
+            index += 1
+
+
+cdef void* memory_resize(void* start, uint64_t bytes) noexcept nogil:
+    cdef Region* source = region_at(start)
+    cdef Region* target
+    cdef uint64_t end, index = 0, copied = 0, length
+    cdef bint fits
+    if source == NULL or source.base != <char*>start or bytes > arena_bytes():
+        return NULL
+    if bytes <= source.bytes and bytes >= source.bytes // 2:
+        return start
+    enter()
+    # by whole folios, so that it can grow next time
+    bytes = (bytes + FOLIO_BYTES - 1) & ~<uint64_t>(FOLIO_BYTES - 1)
+    fits = bytes > source.bytes and region_grow(source, bytes)
+    target = NULL if fits else region_new(source.pool, bytes)
+    if target != NULL:
+        ahead_forget(source.pool, source, True)
+    leave()
+    if target == NULL:
+        return start if fits else NULL
+    length = source.bytes if source.bytes < bytes else bytes
+    end = length >> FOLIO_SHIFT         # a short last folio is not what the target has there
+    length &= FOLIO_BYTES - 1
+    while index < end:
+        enter()
+        index = move_some(source, target, index, end, &copied)
+        leave()
+        if index < end:
+            # by loads and stores, as the program would
+            memcpy(folio_at(target, index), folio_at(source, index), (copied - index) << FOLIO_SHIFT)
+            index = copied
+    if length:
+        memcpy(folio_at(target, end), folio_at(source, end), length)
+    memory_free(start)
+    return target.base
+
+
+cdef bint memory_inside() noexcept nogil:
+    return us_self_depth() != 0
 
 
 cdef int snapshot_folio(Region* source, Region* target, uint64_t index) noexcept nogil:
@@ -1823,7 +1949,7 @@ cdef int faults_install() noexcept nogil:
     if error == 0:
         error = sum_start()
     if error == 0 and not installed:
-        error = -pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child)
+        error = -us_shim_atfork(before_fork, after_fork_in_parent, after_fork_in_child)
         installed = error == 0
     return error
 
@@ -1831,5 +1957,5 @@ cdef int faults_install() noexcept nogil:
 cdef void pool_bind(MemoryPool* pool, SwapSpace* swap) noexcept nogil:
     pool.swap = swap
     pool.reclaim.swap = swap
-    pool.reclaim.evict = evict
+    pool.reclaim.evict = evict_in_turn if pool.small else evict
     pool.reclaim.ctx = pool

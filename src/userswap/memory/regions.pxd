@@ -47,6 +47,8 @@ cdef struct MemoryPool:
     Reclaim reclaim
     SwapSpace* swap
     int run_most                # folios that one fault may bring in
+    bint small                  # the budget has no room for what several threads have under way at once
+    us_mutex small_lock         # held by who evicts then: packed copies of one batch at a time. Not a leaf
     us_mutex list_lock
     Region* regions
     Region* hand                # the clock hand: the next folio that reclaim looks at
@@ -81,6 +83,9 @@ cdef uint64_t* arena_end_word() noexcept nogil                  # past the last 
 cdef Region* region_at(const void* address) noexcept nogil      # NULL: not in use (also beyond a region's bytes)
 # A region of at least `bytes` of zeros. NULL: no address space.
 cdef Region* region_new(MemoryPool* pool, uint64_t bytes) noexcept nogil
+# Lengthens a region, by whole folios, within the address space that it holds; the caller alone may. False: that is too
+# short, or the region ends inside a folio, whose stored copy would then be too short.
+cdef bint region_grow(Region* region, uint64_t bytes) noexcept nogil
 # Takes the region off its pool's list, so that reclaim does not find its folios any more.
 cdef void region_unlink(Region* region) noexcept nogil
 # Gives back the address space of an unlinked region whose words are all EMPTY.

@@ -16,7 +16,9 @@ from userswap.native.mman cimport (
     MADV_DONTDUMP, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE,
     PROT_READ, PROT_WRITE, madvise, mmap, munmap,
 )
-from userswap.native.us cimport us_add, us_assert, us_load_ptr, us_lock, us_max, us_mutex, us_store_ptr, us_unlock
+from userswap.native.us cimport (
+    us_add, us_assert, us_load_ptr, us_lock, us_max, us_mutex, us_store, us_store_ptr, us_unlock,
+)
 from userswap.swap.space cimport space_delete
 
 cdef enum:
@@ -213,6 +215,27 @@ cdef Region* region_new(MemoryPool* pool, uint64_t bytes) noexcept nogil:
     for i in range(region_folios(region)):
         us_store_ptr(<void**>&arena_owner[first + i], region)
     return region
+
+
+cdef bint region_grow(Region* region, uint64_t bytes) noexcept nogil:
+    cdef MemoryPool* pool = region.pool
+    cdef uint64_t folios = (bytes + FOLIO_BYTES - 1) >> FOLIO_SHIFT
+    cdef uint64_t before = region_folios(region)
+    cdef uint64_t first = (<uint64_t>region.base - <uint64_t>arena_start) >> FOLIO_SHIFT
+    cdef uint64_t i
+    cdef int64_t more
+    if region.bytes & (FOLIO_BYTES - 1) or bytes > arena_bytes() or folios > region.granules:
+        return False
+    if folios <= before:
+        return True
+    more = <int64_t>(folios - before)
+    us_max(&pool.peak_virtual, us_add(&pool.virtual_bytes, more << FOLIO_SHIFT))
+    us_add(&pool.reclaim.overhead, PAGE_TABLE_BYTES * more)
+    for i in range(before, folios):
+        us_store_ptr(<void**>&arena_owner[first + i], region)
+    # Last: whoever reads it goes over words that are there, and EMPTY.
+    us_store(&region.bytes, folios << FOLIO_SHIFT)
+    return True
 
 
 cdef void region_unlink(Region* region) noexcept nogil:

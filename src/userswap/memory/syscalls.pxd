@@ -42,6 +42,9 @@ cdef int syscalls_install(const PinOps* ops) noexcept nogil
 # For `userswap doctor`: loaded objects that call through our wrappers, their slots that do, and slots
 # that the system did not let us change (a sealed library). All 0 before install.
 cdef void syscalls_patched(int64_t* objects, int64_t* slots, int64_t* refused) noexcept nogil
+# Whether a loaded object, by its path, is one of those whose own calls stay what they are: the C library, the loader,
+# the compressor, ours. After syscalls_install.
+cdef bint left_alone(const char* path) noexcept nogil
 # Takes the first place among SIGBUS handlers: what was there, and what anybody installs later
 # through sigaction/signal, becomes the chain. Call after syscalls_install. 0 or -errno.
 cdef int sigbus_install(void (*handler)(int, siginfo_t*, void*) noexcept nogil) noexcept nogil

@@ -12,7 +12,7 @@ Limits, which docs/architecture.md repeats:
 
 - Calls that are not made through an import table are not seen: raw ``syscall()``, io_uring, Go, libraries
   in another namespace (``dlmopen``), and what libc itself does on a buffer it was given by other means
-  (``fputs`` of a huge string, ``ioctl``), and a function whose address somebody took with ``dlsym`` before we
+  (``fprintf`` of a huge string), and a function whose address somebody took with ``dlsym`` before we
   were installed. They get EFAULT while the buffer is swapped.
 - A chunked transfer is not one system call: other writers of the same file, or readers of it, may come
   between chunks, and a signal that interrupts it between chunks leaves a partial count, as it also may
@@ -53,12 +53,33 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t pwrite64(int, const void*, size_t, int64_t)
     int access(const char*, int)
     int close(int)
+    int execve(const char*, char**, char**)
+    int execv(const char*, char**)
+    int execvp(const char*, char**)
+    int execvpe(const char*, char**, char**)
+    int fexecve(int, char**, char**)
     int getpid()
+    char** environ
     int getentropy(void*, size_t)
     long syscall(long, ...)
     long sysconf(int)
     enum:
         _SC_PAGESIZE
+
+cdef extern from "<spawn.h>" nogil:
+    int posix_spawn(int*, const char*, const void*, const void*, char**, char**)
+    int posix_spawnp(int*, const char*, const void*, const void*, char**, char**)
+
+cdef extern from "arguments.h" nogil:
+    enum:
+        US_BY_ADDRESS_COUNT
+    ctypedef long (*us_six_fn)(long, long, long, long, long, long) noexcept nogil
+    struct us_by_address_t "us_by_address":
+        const char* name
+        void* wrapper
+        us_six_fn* real
+    us_by_address_t* us_by_address
+    void use_pinned_call "us_use_pinned_call"(long (*)(us_six_fn, long*) noexcept nogil)
 
 cdef extern from "<sys/random.h>" nogil:
     ssize_t getrandom(void*, size_t, unsigned int)
@@ -76,6 +97,15 @@ cdef extern from "<stdio.h>" nogil:
     size_t fwrite(const void*, size_t, size_t, FILE*)
     size_t fread_unlocked(void*, size_t, size_t, FILE*)
     size_t fwrite_unlocked(const void*, size_t, size_t, FILE*)
+    FILE* stdout
+    enum:
+        BUFSIZ
+        EOF
+        _IOFBF
+        _IONBF
+    int fputs(const char*, FILE*)
+    int puts(const char*)
+    int setvbuf(FILE*, char*, int, size_t)
     void flockfile(FILE*)
     void funlockfile(FILE*)
 
@@ -138,6 +168,13 @@ cdef extern from "<signal.h>" nogil:
         SA_RESTART
         SA_SIGINFO
         BUS_MCEERR_AO
+    ctypedef struct stack_t:
+        void* ss_sp
+        int ss_flags
+        size_t ss_size
+    enum:
+        SS_DISABLE
+    int sigaltstack(const stack_t*, stack_t*)
     sighandler_t SIG_DFL
     sighandler_t SIG_IGN
     sighandler_t SIG_ERR
@@ -158,6 +195,7 @@ cdef extern from "<ucontext.h>" nogil:
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_atfork(void (*)() noexcept nogil, void (*)() noexcept nogil, void (*)() noexcept nogil)
+    int pthread_attr_setstack(void*, void*, size_t)
 
 cdef extern from "<sys/mman.h>" nogil:
     enum:
@@ -1232,12 +1270,216 @@ cdef int w_sigprocmask(int how, const sigset_t* given, sigset_t* before) noexcep
     return result
 
 
+# ---- wrappers: other memory that the kernel reads or fills ------------------------------------------
+
+# Arguments are small (a path, a struct, the descriptors of a poll); one that is longer is pinned so far.
+cdef enum:
+    ARGUMENT_MOST = 131072
+
+cdef long pinned_call(us_six_fn function, long* arguments) noexcept nogil:
+    cdef int64_t pinned[6]
+    cdef bint any = False
+    cdef long result
+    cdef int i, kept
+    for i in range(6):
+        pinned[i] = 0
+        if ops.ours(<void*>arguments[i], 1):
+            pinned[i] = ops.pin(<void*>arguments[i], ARGUMENT_MOST, True)
+            any = True
+    result = function(arguments[0], arguments[1], arguments[2], arguments[3], arguments[4], arguments[5])
+    if any:
+        kept = errno
+        for i in range(6):
+            if pinned[i] > 0:
+                ops.unpin(<void*>arguments[i], <size_t>pinned[i])
+        set_errno(kept)
+    return result
+
+# A stack that faults can't take the signal of its fault: it stays in place until its memory is freed.
+cdef int w_sigaltstack(const stack_t* next, stack_t* before) noexcept nogil:
+    cdef stack_t mine, old          # copies: these structs may be in swapped memory
+    cdef int error, result
+    if next != NULL:
+        memcpy(&mine, next, sizeof(stack_t))
+        if not mine.ss_flags & SS_DISABLE and ops.ours(mine.ss_sp, mine.ss_size):
+            error = pin_whole(mine.ss_sp, mine.ss_size, True)
+            if error:
+                set_errno(-error)
+                return -1
+    result = sigaltstack(&mine if next != NULL else NULL, &old)
+    if result == 0 and before != NULL:
+        memcpy(before, &old, sizeof(stack_t))
+    return result
+
+cdef int w_pthread_attr_setstack(void* attributes, void* stack, size_t size) noexcept nogil:
+    cdef int error = pin_whole(stack, size, True) if ops.ours(stack, size) else 0
+    return -error if error else pthread_attr_setstack(attributes, stack, size)
+
+# libc would read and write such a buffer behind our back. Without one it makes its own, as it may.
+cdef int w_setvbuf(FILE* stream, char* buffer, int mode, size_t size) noexcept nogil:
+    return setvbuf(stream, NULL if ops.ours(buffer, size) else buffer, mode, size)
+
+cdef void w_setbuffer(FILE* stream, char* buffer, size_t size) noexcept nogil:
+    if ops.ours(buffer, size):
+        setvbuf(stream, NULL, _IOFBF, size)
+    else:
+        setvbuf(stream, buffer, _IONBF if buffer == NULL else _IOFBF, size)
+
+cdef void w_setbuf(FILE* stream, char* buffer) noexcept nogil:
+    w_setbuffer(stream, buffer, BUFSIZ)
+
+cdef int w_fputs(const char* text, FILE* stream) noexcept nogil:
+    cdef size_t length
+    if not ops.ours(text, 1):
+        return fputs(text, stream)
+    length = strlen(text)
+    return 1 if w_fwrite(text, 1, length, stream) == length else EOF
+
+cdef int w_puts(const char* text) noexcept nogil:
+    cdef int result
+    if not ops.ours(text, 1):
+        return puts(text)
+    flockfile(stdout)
+    result = w_fputs(text, stdout)
+    if result != EOF and fputs("\n", stdout) == EOF:
+        result = EOF
+    funlockfile(stdout)
+    return result
+
+# What a new program gets can't be pinned: nobody would unpin it after an exec, and a child of vfork would leave the
+# pins to its parent. So it is touched, and the call made again if some of it left in between: nothing has happened
+# then.
+cdef enum:
+    EXEC_TRIES = 1000
+    X_EXECVE
+    X_EXECV
+    X_EXECVP
+    X_EXECVPE
+    X_FEXECVE
+    X_SPAWN
+    X_SPAWNP
+
+cdef struct Exec:
+    int kind
+    int fd
+    const char* path
+    char** arguments
+    char** environment
+    int* child                  # of posix_spawn, and what follows
+    const void* actions
+    const void* attributes
+
+cdef size_t touch(const char* text) noexcept nogil:
+    """How many bytes of a string that is ours, which are in place then."""
+    return strlen(text) + 1 if text != NULL and ops.ours(text, 1) else 0
+
+cdef size_t touch_list(char** list) noexcept nogil:
+    cdef size_t sum = 0
+    cdef int i = 0
+    if list == NULL:
+        return 0
+    while list[i] != NULL:
+        sum += touch(list[i]) + <size_t>ops.ours(&list[i], sizeof(char*))
+        i += 1
+    return sum
+
+# 0 or an errno: only posix_spawn comes back with 0.
+cdef int execute_once(Exec* e) noexcept nogil:
+    cdef int child = 0, error
+    if e.kind == X_SPAWN or e.kind == X_SPAWNP:
+        # `child` may be swapped, too; libc writes it by itself, as any program does.
+        if e.kind == X_SPAWN:
+            error = posix_spawn(&child, e.path, e.actions, e.attributes, e.arguments, e.environment)
+        else:
+            error = posix_spawnp(&child, e.path, e.actions, e.attributes, e.arguments, e.environment)
+        if error == 0 and e.child != NULL:
+            e.child[0] = child
+        return error
+    if e.kind == X_EXECVE:
+        execve(e.path, e.arguments, e.environment)
+    elif e.kind == X_EXECV:
+        execv(e.path, e.arguments)
+    elif e.kind == X_EXECVP:
+        execvp(e.path, e.arguments)
+    elif e.kind == X_EXECVPE:
+        execvpe(e.path, e.arguments, e.environment)
+    else:
+        fexecve(e.fd, e.arguments, e.environment)
+    return errno
+
+cdef int execute(Exec* e) noexcept nogil:
+    cdef int tries = 0, error
+    cdef size_t touched
+    while True:
+        touched = touch(e.path) + touch_list(e.arguments) + touch_list(e.environment)
+        error = execute_once(e)
+        tries += 1
+        if error != EFAULT or touched == 0 or tries == EXEC_TRIES:
+            return error
+
+cdef void exec_make(Exec* e, int kind, const char* path, char** arguments, char** environment) noexcept nogil:
+    memset(e, 0, sizeof(Exec))
+    e.kind = kind
+    e.path = path
+    e.arguments = arguments
+    e.environment = environment
+
+cdef int w_execve(const char* path, char** arguments, char** environment) noexcept nogil:
+    cdef Exec e
+    exec_make(&e, X_EXECVE, path, arguments, environment)
+    set_errno(execute(&e))
+    return -1
+
+cdef int w_execv(const char* path, char** arguments) noexcept nogil:
+    cdef Exec e
+    exec_make(&e, X_EXECV, path, arguments, environ)
+    set_errno(execute(&e))
+    return -1
+
+cdef int w_execvp(const char* path, char** arguments) noexcept nogil:
+    cdef Exec e
+    exec_make(&e, X_EXECVP, path, arguments, environ)
+    set_errno(execute(&e))
+    return -1
+
+cdef int w_execvpe(const char* path, char** arguments, char** environment) noexcept nogil:
+    cdef Exec e
+    exec_make(&e, X_EXECVPE, path, arguments, environment)
+    set_errno(execute(&e))
+    return -1
+
+cdef int w_fexecve(int fd, char** arguments, char** environment) noexcept nogil:
+    cdef Exec e
+    exec_make(&e, X_FEXECVE, NULL, arguments, environment)
+    e.fd = fd
+    set_errno(execute(&e))
+    return -1
+
+cdef int w_posix_spawn(int* child, const char* path, const void* actions, const void* attributes, char** arguments,
+                       char** environment) noexcept nogil:
+    cdef Exec e
+    exec_make(&e, X_SPAWN, path, arguments, environment)
+    e.child = child
+    e.actions = actions
+    e.attributes = attributes
+    return execute(&e)
+
+cdef int w_posix_spawnp(int* child, const char* path, const void* actions, const void* attributes, char** arguments,
+                        char** environment) noexcept nogil:
+    cdef Exec e
+    exec_make(&e, X_SPAWNP, path, arguments, environment)
+    e.child = child
+    e.actions = actions
+    e.attributes = attributes
+    return execute(&e)
+
+
 # ---- names and their wrappers ---------------------------------------------------------------------
 
 cdef enum:
-    NAMES = 96
+    NAMES = 255                 # an index of one is a byte
     NAME_LONGEST = 24
-    NAME_SLOTS = 512            # power of two, far more than names: most lookups end at an empty slot
+    NAME_SLOTS = 1024           # power of two, far more than names: most lookups end at an empty slot
 
 cdef struct Name:
     const char* name
@@ -1282,6 +1524,26 @@ cdef void name_add(const char* name, void* wrapper) noexcept nogil:
     names_count = n + 1
 
 cdef void names_fill() noexcept nogil:
+    cdef int i
+    use_pinned_call(pinned_call)
+    for i in range(US_BY_ADDRESS_COUNT):
+        us_by_address[i].real[0] = <us_six_fn>dlsym(RTLD_DEFAULT, us_by_address[i].name)
+        if us_by_address[i].real[0] != NULL:        # not in every libc
+            name_add(us_by_address[i].name, us_by_address[i].wrapper)
+    name_add("sigaltstack", <void*>w_sigaltstack)
+    name_add("pthread_attr_setstack", <void*>w_pthread_attr_setstack)
+    name_add("setvbuf", <void*>w_setvbuf)
+    name_add("setbuffer", <void*>w_setbuffer)
+    name_add("setbuf", <void*>w_setbuf)
+    name_add("fputs", <void*>w_fputs)
+    name_add("puts", <void*>w_puts)
+    name_add("execve", <void*>w_execve)
+    name_add("execv", <void*>w_execv)
+    name_add("execvp", <void*>w_execvp)
+    name_add("execvpe", <void*>w_execvpe)
+    name_add("fexecve", <void*>w_fexecve)
+    name_add("posix_spawn", <void*>w_posix_spawn)
+    name_add("posix_spawnp", <void*>w_posix_spawnp)
     name_add("read", <void*>w_read)
     name_add("__read", <void*>w_read)
     name_add("__read_chk", <void*>w_read_chk)

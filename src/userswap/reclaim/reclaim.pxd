@@ -38,7 +38,7 @@ cdef bint reclaim_try(Reclaim* r, int64_t bytes) noexcept nogil
 # Whether a background thread should reclaim now, so that the next charges need not; asked after a charge.
 cdef bint reclaim_short(Reclaim* r) noexcept nogil
 cdef void reclaim_background(Reclaim* r) noexcept nogil         # what it then does
-# Whether so little is left in place that cold objects will have to be written to the swap file soon; and a write of them.
+# Whether so little is left in place that cold objects will have to go to the swap file soon; and a write of them.
 cdef bint reclaim_low(Reclaim* r) noexcept nogil
 cdef void reclaim_write(Reclaim* r) noexcept nogil
 cdef void reclaim_uncharge(Reclaim* r, int64_t bytes) noexcept nogil

@@ -13,9 +13,9 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset, strcpy, strlen
 
 from userswap.backends.codec cimport (
-    FOLIO_BYTES, PACKED_BYTES, PART_BYTES, PARTS, PackedPart, Worker, codec_choose, codec_compress, codec_decompress, codec_give,
-    codec_hash, codec_length, codec_pack_parts, codec_part, codec_replace, codec_size, codec_spread, codec_take,
-    codec_update,
+    FOLIO_BYTES, PACKED_BYTES, PART_BYTES, PARTS, PackedPart, Worker, codec_choose, codec_compress, codec_decompress,
+    codec_give, codec_hash, codec_length, codec_pack_parts, codec_part, codec_replace, codec_size, codec_spread,
+    codec_take, codec_update,
 )
 from userswap.backends.swapfile cimport (
     SLOT_BYTES, SwapFile, iovec, swapfile_alloc, swapfile_delete, swapfile_free, swapfile_metadata, swapfile_new,
@@ -23,7 +23,8 @@ from userswap.backends.swapfile cimport (
 )
 from userswap.backends.zswap cimport (
     zswap_alloc, zswap_bytes, zswap_cold, zswap_coldest, zswap_compact, zswap_delete, zswap_free, zswap_memory,
-    zswap_metadata, zswap_new, zswap_objects, zswap_resize, zswap_room, zswap_set_owner, zswap_set_owner_cold, zswap_stored,
+    zswap_metadata, zswap_new, zswap_objects, zswap_resize, zswap_room, zswap_set_owner, zswap_set_owner_cold,
+    zswap_stored,
 )
 from userswap.native.mman cimport (
     MADV_DONTDUMP, MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE,
