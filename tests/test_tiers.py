@@ -105,7 +105,8 @@ def test_a_hot_set_that_is_in_the_file_moves_to_zswap() -> None:
     )
     for kind, first in ("update", 2), ("read", 6):
         came = counted[first : first + 4]
-        assert sum(one["reads"] for one in came[:3]) > quarter // 8, f"{kind}: some of it was in the file"
+        # What of a window lies in a row is one read.
+        assert sum(one["reads"] for one in came[:3]) > quarter // 16, f"{kind}: some of it was in the file"
         assert came[3]["reads"] < quarter // 10, f"{kind}: still read from the file"
         assert came[3]["writebacks"] < quarter // 3, f"{kind}: and nothing else has to go for it"
 
