@@ -151,7 +151,8 @@ class Results:
         # Not all do as much of the same.
         own = statistics.median(s.run.cpu_seconds / s.run.amount for s in plain)
         spent = statistics.median(s.run.cpu_seconds + s.run.kernel_seconds - own * s.run.amount for s in runs)
-        return spent / (swapped / 1e9)
+        # What the machine did beside it may be more than what there is to tell.
+        return spent / (swapped / 1e9) if spent > 0 else None
 
     def why_not(self, case: Case, contender: str) -> str:
         """Say why a contender was not run."""
