@@ -34,9 +34,9 @@ from userswap.memory.pagetable cimport (
     word_id, word_make, word_partial, word_pins, word_resident, word_state, word_with_id,
 )
 from userswap.memory.regions cimport (
-    BUCKETS, PAGE_BYTES, SCATTERED, STREAMS, MemoryPool, Region, Stream, arena_bytes, arena_end, arena_end_word,
-    arena_first_word, arena_start, folio_bytes, pool_first, pool_put, region_at, region_folios, region_grow,
-    region_new, region_of_word, region_release, region_unlink,
+    BUCKETS, PAGE_BYTES, PASSING_MOST, SCATTERED, STREAMS, MemoryPool, Region, Stream, arena_bytes, arena_end,
+    arena_end_word, arena_first_word, arena_start, folio_bytes, pool_first, pool_put, region_at, region_folios,
+    region_grow, region_new, region_of_word, region_release, region_unlink,
 )
 from userswap.memory.stage cimport (
     STAGE_SLOTS, stage_give, stage_moved, stage_part_give, stage_part_moved, stage_part_room, stage_renew, stage_room,
@@ -147,6 +147,9 @@ cdef enum:
     HOT = 2                     # what comes back before 1/HOT as many have left as zswap has is hot
     FEW_CHANCES = 4             # one in so many times whole folios leave for parts that come back soon
     MANY_CHANCES = 512          # and for others
+    PASSING_KEPT = 4            # windows that a scan may be at still
+    FAR = 4                     # what comes back after so many times as many left as are in place is beyond hope
+    SWEEP = 256                 # folios looked at for copies that are not needed, for each window that leaves
     CHANCES = 32                # one in so many folios that should go back to the file gets a place in zswap
     SPINS = 400                 # looks at a word before sleeping: most are held for a few microseconds
     GATE_CLOSED = 1
@@ -586,6 +589,40 @@ cdef inline bint whole_window(Region* region, uint64_t first) noexcept nogil:
     return first + STAGE_SLOTS <= region.bytes >> FOLIO_SHIFT
 
 
+cdef bint goes_round(Region* region, uint64_t first) noexcept nogil:
+    """Whether a window that comes shall be the first to leave again, because all of what it belongs to is gone over
+    again and again. Whatever leaves then is wanted before what came last: so that goes next, and the rest stays. One
+    in 32 stays as well, or what is in place and dead would for ever (Qureshi et al., ISCA 2007).
+
+    It seems so if it was among the first to leave of what is not in place. If it comes back sooner than most, it is a
+    part of it that the program stays with, and belongs in place; unless that has been tried, and it had to leave before
+    it was wanted again. Not where little is in place: one pass more or less of that is nothing."""
+    cdef MemoryPool* pool = region.pool
+    cdef uint32_t now = <uint32_t>us_read(&pool.left)
+    cdef int64_t turn = turn_length(region, first, now)
+    cdef uint32_t random = (now + <uint32_t>first) * <uint32_t>2654435761u
+    cdef bint late = turn >= us_read(&pool.swapped_bytes) >> (FOLIO_SHIFT + 1)
+    cdef bint tried = region.stayed[first // STAGE_SLOTS]
+    region.stayed[first // STAGE_SLOTS] = not late
+    return ((late or tried) and turn <= FAR * (us_read(&pool.reclaim.resident) >> FOLIO_SHIFT)
+            and (random >> 16) % CHANCES != 0)
+
+
+cdef void is_passing(Region* region, uint64_t first) noexcept nogil:
+    """A window that is in place shall leave before others. The oldest of many stays, as if it were any other."""
+    cdef MemoryPool* pool = region.pool
+    cdef uint32_t at
+    us_lock(&pool.list_lock)
+    at = (pool.passing_first + pool.passing_count) % PASSING_MOST
+    pool.passing[at].region = region
+    pool.passing[at].first = first
+    if pool.passing_count < PASSING_MOST:
+        pool.passing_count += 1
+    else:
+        pool.passing_first = (pool.passing_first + 1) % PASSING_MOST
+    us_unlock(&pool.list_lock)
+
+
 cdef bint window_in_place(Region* region, uint64_t first, char* frames, uint64_t index, bint writing) noexcept nogil:
     """A window with its bytes into place; every word of it is BUSY by us, and released. False: it can't be, the frames
     and what they were charged are given back, and the words are as they were."""
@@ -594,6 +631,7 @@ cdef bint window_in_place(Region* region, uint64_t first, char* frames, uint64_t
     cdef char* folios = folio_at(region, first)
     cdef uint64_t seen
     cdef uint64_t i
+    cdef bint round = word_state(us_load(words)) == SWAPPED and goes_round(region, first)
     us_chaos()
     if region.broken[first // STAGE_SLOTS]:
         # Nothing is there, but maybe a page table: this frees it (Linux 6.14), and the window stays one piece.
@@ -618,6 +656,8 @@ cdef bint window_in_place(Region* region, uint64_t first, char* frames, uint64_t
             else:
                 seen = word_make(CLEAN, word_id(seen))
         us_word_release(&words[i], seen, WAITERS)           # none YOUNG: they leave together, too
+    if round:
+        is_passing(region, first)
     return True
 
 
@@ -1069,6 +1109,68 @@ cdef int find_victims(MemoryPool* pool, Victim* victims, int most, bint parts, V
     return found
 
 
+cdef int take_passing(MemoryPool* pool, Victim* victims) noexcept nogil:
+    """A window that shall leave before others, as much of it as can be had, BUSY; not one that a scan may be at."""
+    cdef int found = 0
+    cdef Region* region
+    cdef uint64_t index, first, word
+    us_lock(&pool.list_lock)
+    while found == 0 and pool.passing_count > PASSING_KEPT:
+        region = pool.passing[pool.passing_first].region
+        first = pool.passing[pool.passing_first].first
+        pool.passing_first = (pool.passing_first + 1) % PASSING_MOST
+        pool.passing_count -= 1
+        if region == NULL:
+            continue
+        for index in range(first, first + STAGE_SLOTS):
+            word = us_load(&region.words[index])
+            if (not word_resident(word) or word & (BUSY | YOUNG) or word_pins(word) or word_partial(word)
+                    or not us_cas(&region.words[index], word, (word | BUSY) & ~<uint64_t>WAITERS)):
+                break
+            victims[found].region = region
+            victims[found].index = index
+            victims[found].word = word
+            found += 1
+    us_unlock(&pool.list_lock)
+    return found
+
+
+cdef bint passes(MemoryPool* pool, Region* region, uint64_t index) noexcept nogil:
+    """With list_lock."""
+    cdef uint32_t i
+    for i in range(PASSING_MOST):
+        if pool.passing[i].region == region and pool.passing[i].first == index - index % STAGE_SLOTS:
+            return True
+    return False
+
+
+cdef void find_copies(MemoryPool* pool, Victim* doubtful, int* doubts) noexcept nogil:
+    """Clean folios, BUSY, which are to stay while windows pass: a copy of them takes room that others could be in."""
+    cdef Region* region
+    cdef uint64_t index, word
+    cdef int looked = 0
+    us_lock(&pool.list_lock)
+    region = pool.copy_hand if pool.copy_hand != NULL else pool.regions
+    index = pool.copy_index if pool.copy_hand != NULL else 0
+    while region != NULL and doubts[0] < BATCH and looked < SWEEP:
+        looked += 1
+        if index >= region_folios(region):
+            region = region.next if region.next != NULL else pool.regions
+            index = 0
+            continue
+        word = us_load(&region.words[index])
+        if (word_state(word) == CLEAN and not word & (BUSY | GUARDED | PARTIAL) and word_pins(word) == 0
+                and not passes(pool, region, index)
+                and us_cas(&region.words[index], word, (word | BUSY) & ~<uint64_t>WAITERS)):
+            doubtful[doubts[0]].region = region
+            doubtful[doubts[0]].index = index
+            doubts[0] += 1
+        index += 1
+    pool.copy_hand = region
+    pool.copy_index = index
+    us_unlock(&pool.list_lock)
+
+
 cdef bint still_clean(Region* region, uint64_t index, const char* bytes) noexcept nogil:
     """Whether a folio that is CLEAN and not GUARDED is what its id has. Nobody can write to `bytes` any more."""
     return sum_folio(bytes, folio_bytes(region, index)) == region.sums[index]
@@ -1324,8 +1426,13 @@ cdef int64_t evict(void* ctx, int64_t want, bint parts) noexcept nogil:
     parts = parts and enough_parts(pool)
     while freed == 0 and tried < TRIES:
         doubts = 0
-        count = find_victims(pool, victims, most, parts, doubtful, &doubts)
-        given += give_up_copies(pool, doubtful, doubts, parts)
+        count = take_passing(pool, victims) if most == BATCH and not parts else 0
+        if count:
+            find_copies(pool, doubtful, &doubts)
+            given += give_up_copies(pool, doubtful, doubts, True)
+        else:
+            count = find_victims(pool, victims, most, parts, doubtful, &doubts)
+            given += give_up_copies(pool, doubtful, doubts, parts)
         if count == 0 and (given or not parts):
             break
         tried += count

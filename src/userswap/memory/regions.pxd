@@ -14,6 +14,7 @@ cdef enum:
     PAGE_BYTES = 4096
     STREAMS = 4
     SCATTERED = 16
+    PASSING_MOST = 16
     BUCKETS = 320               # fault times: 8 to an octave of nanoseconds
 
 # Faults in a row, for instance of a thread that scans. Plain fields: a lost update costs a few faults.
@@ -35,6 +36,7 @@ cdef struct Region:
     # By window of 32 folios: single folios came or left since it was one piece, so that it is in small pages now and
     # the kernel has a page table for it.
     uint8_t* broken
+    uint8_t* stayed             # by window: it came back soon, and was to stay then (goes_round)
     MemoryPool* pool
     Region* next                # in the pool's list; in a free list, the next free extent
     Region* previous
@@ -42,6 +44,11 @@ cdef struct Region:
     Stream[STREAMS] streams
     int turn                    # the stream that is forgotten next
     int scattered               # how much faults here go anywhere: SCATTERED is enough to bring parts only
+
+# A window that shall leave before others do.
+cdef struct Passing:
+    Region* region              # NULL: it is gone
+    uint64_t first
 
 cdef struct MemoryPool:
     Reclaim reclaim
@@ -53,6 +60,11 @@ cdef struct MemoryPool:
     Region* regions
     Region* hand                # the clock hand: the next folio that reclaim looks at
     uint64_t hand_index
+    Passing[PASSING_MOST] passing       # a ring, the oldest first; with the next four, under list_lock
+    uint32_t passing_first
+    uint32_t passing_count
+    Region* copy_hand           # the next folio that is asked whether it needs its copy
+    uint64_t copy_index
     MemoryPool* next            # all pools of the process, under arena_lock
     int64_t references          # one for each region, one for the Python object
     int64_t region_count

@@ -40,6 +40,7 @@ cdef uint64_t* arena_sums       # as large
 cdef uint64_t* arena_part_sums  # PARTS times as large
 cdef uint32_t* arena_left       # half as large
 cdef uint8_t* arena_broken      # by window
+cdef uint8_t* arena_stayed
 cdef Region* region_table       # regions live here, never freed, reused with their extents
 cdef uint64_t regions_made = 0
 cdef uint64_t granules_used = 0
@@ -55,7 +56,7 @@ cdef void* reserve(uint64_t length) noexcept nogil:
 
 cdef int arena_open() noexcept nogil:
     global arena_start, arena_end, arena_owner, arena_words, arena_sums, arena_part_sums, arena_left, arena_broken
-    global region_table
+    global arena_stayed, region_table
     cdef int shift = MOST_SHIFT
     cdef uint64_t length, table
     cdef char* start = NULL
@@ -72,7 +73,9 @@ cdef int arena_open() noexcept nogil:
             arena_sums = <uint64_t*>reserve(table)
             arena_part_sums = <uint64_t*>reserve(PARTS * table)
             arena_left = <uint32_t*>reserve(table // 2)
-            arena_broken = <uint8_t*>reserve(table // 8 // WINDOW_FOLIOS)
+            # both in one
+            arena_broken = <uint8_t*>reserve(2 * (table // 8 // WINDOW_FOLIOS))
+            arena_stayed = arena_broken + table // 8 // WINDOW_FOLIOS
             region_table = <Region*>reserve(<uint64_t>MOST_REGIONS * sizeof(Region))
             if (arena_owner != NULL and arena_words != NULL and arena_sums != NULL and arena_part_sums != NULL
                     and arena_left != NULL and arena_broken != NULL and region_table != NULL):
@@ -89,7 +92,7 @@ cdef int arena_open() noexcept nogil:
             if arena_left != NULL:
                 munmap(arena_left, table // 2)
             if arena_broken != NULL:
-                munmap(arena_broken, table // 8 // WINDOW_FOLIOS)
+                munmap(arena_broken, 2 * (table // 8 // WINDOW_FOLIOS))
             start = NULL
         shift -= 1
     if start == NULL:
@@ -188,6 +191,7 @@ cdef Region* region_new(MemoryPool* pool, uint64_t bytes) noexcept nogil:
             region.part_sums = &arena_part_sums[PARTS * first]
             region.left = &arena_left[first]
             region.broken = &arena_broken[first // WINDOW_FOLIOS]
+            region.stayed = &arena_stayed[first // WINDOW_FOLIOS]
             region.granules = granules
             granules_used = first + granules
     us_unlock(&arena_lock)
@@ -240,10 +244,17 @@ cdef bint region_grow(Region* region, uint64_t bytes) noexcept nogil:
 
 cdef void region_unlink(Region* region) noexcept nogil:
     cdef MemoryPool* pool = region.pool
+    cdef int i
     us_lock(&pool.list_lock)
     if pool.hand == region:
         pool.hand = region.next
         pool.hand_index = 0
+    if pool.copy_hand == region:
+        pool.copy_hand = region.next
+        pool.copy_index = 0
+    for i in range(PASSING_MOST):
+        if pool.passing[i].region == region:
+            pool.passing[i].region = NULL
     if region.previous != NULL:
         region.previous.next = region.next
     else:
