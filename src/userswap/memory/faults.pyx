@@ -1120,7 +1120,9 @@ cdef int take_passing(MemoryPool* pool, Victim* victims) noexcept nogil:
         first = pool.passing[pool.passing_first].first
         pool.passing_first = (pool.passing_first + 1) % PASSING_MOST
         pool.passing_count -= 1
-        if region == NULL:
+        # Unlinking takes a region's windows off the ring; who brought one while it went would be in error, and come to
+        # nothing here.
+        if region == NULL or region.pool != pool or not whole_window(region, first):
             continue
         for index in range(first, first + STAGE_SLOTS):
             word = us_load(&region.words[index])
