@@ -193,7 +193,8 @@ def test_what_zswap_has_no_address_space_for_goes_to_slots_packed(tmp_path: Path
     stats = core.stats()
     assert stats["resident_bytes"] == 0
     assert 0 < stats["pool_bytes"] <= 2 * MIB
-    assert 4 * MIB < stats["slot_bytes"] < 8 * MIB, "packed, in as few slots as they need"
+    # 6 MiB packed, of which zswap's segment holds some 64 folios of 192: which, depends on their sizes
+    assert 3 * MIB < stats["slot_bytes"] < 8 * MIB, "packed, in as few slots as they need"
     assert np.array_equal(array, model)
     del array
     assert core.stats()["slot_bytes"] == core.stats()["stored_bytes"] == 0
