@@ -29,7 +29,7 @@ def prepare_compare(arguments: list[str]) -> Action:
     parser = Parser(
         prog="userswap bench compare",
         description="The same programs in the same memory: under userswap, the kernel's swap, and others. "
-        "Takes about ten minutes.",
+        "Takes about a quarter of an hour.",
     )
     parser.add_argument("--quick", action="store_true", help="two minutes' worth: less memory and work, one round")
     parser.add_argument("--workload", metavar="A,B", help=f"only these of: {', '.join(WORKLOADS)}")
