@@ -374,9 +374,12 @@ cdef int cut_part(const void* packed, int length, int part, char* target) noexce
 
 
 cdef int pack_part(Worker* worker, int recipe, const void* data, char* target) noexcept nogil:
-    """To `target`, if it gets shorter: its length, else PART_BYTES."""
+    """To `target`: its length; PART_BYTES, and it is there as it is, if it gets no shorter."""
     cdef int length = b_compress(<blosc2_context*>worker.compressors[recipe], data, PART_BYTES, target, PART_BYTES - 1)
-    return length if length > 0 else PART_BYTES
+    if length <= 0:
+        length = PART_BYTES
+        memcpy(target, data, PART_BYTES)
+    return length
 
 
 cdef void codec_pack_parts(Worker* worker, int recipe, const void* const* parts, PackedPart* fresh) noexcept nogil:
@@ -388,8 +391,6 @@ cdef void codec_pack_parts(Worker* worker, int recipe, const void* const* parts,
         if parts[part] != NULL:
             fresh[part].length = pack_part(worker, recipe, parts[part], target)
             fresh[part].data = target
-            if fresh[part].length == PART_BYTES:
-                memcpy(target, parts[part], PART_BYTES)
 
 
 ctypedef const char* Room
@@ -447,8 +448,6 @@ cdef int codec_replace(Worker* worker, int recipe, const void* packed, int lengt
             if codec_part(worker, packed, length, part, scrap) != 0:
                 return -EIO
             stored = pack_part(worker, recipe, scrap, target)
-            if stored == PART_BYTES:
-                memcpy(target, scrap, PART_BYTES)
         header.lengths[part] = <uint16_t>stored
         at += stored
     return at if at <= FOLIO_BYTES - FOLIO_BYTES // 8 else 0

@@ -1455,23 +1455,22 @@ cdef int w_fexecve(int fd, char** arguments, char** environment) noexcept nogil:
     set_errno(execute(&e))
     return -1
 
-cdef int w_posix_spawn(int* child, const char* path, const void* actions, const void* attributes, char** arguments,
-                       char** environment) noexcept nogil:
+cdef int spawn(int kind, int* child, const char* path, const void* actions, const void* attributes, char** arguments,
+               char** environment) noexcept nogil:
     cdef Exec e
-    exec_make(&e, X_SPAWN, path, arguments, environment)
+    exec_make(&e, kind, path, arguments, environment)
     e.child = child
     e.actions = actions
     e.attributes = attributes
     return execute(&e)
 
+cdef int w_posix_spawn(int* child, const char* path, const void* actions, const void* attributes, char** arguments,
+                       char** environment) noexcept nogil:
+    return spawn(X_SPAWN, child, path, actions, attributes, arguments, environment)
+
 cdef int w_posix_spawnp(int* child, const char* path, const void* actions, const void* attributes, char** arguments,
                         char** environment) noexcept nogil:
-    cdef Exec e
-    exec_make(&e, X_SPAWNP, path, arguments, environment)
-    e.child = child
-    e.actions = actions
-    e.attributes = attributes
-    return execute(&e)
+    return spawn(X_SPAWNP, child, path, actions, attributes, arguments, environment)
 
 
 # ---- names and their wrappers ---------------------------------------------------------------------
