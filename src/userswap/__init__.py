@@ -15,6 +15,7 @@ from userswap.errors import BadSize, BudgetError, MapDesignError, SwapPathError,
 # As typing has it; that module takes milliseconds, which `userswap run` would pay twice.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from userswap.pins import Pin, pin
     from userswap.pool import Installation, Pool, Stats, install, snapshot
 
 __all__ = [
@@ -22,12 +23,14 @@ __all__ = [
     "BudgetError",
     "Installation",
     "MapDesignError",
+    "Pin",
     "Pool",
     "Stats",
     "SwapPathError",
     "UnsupportedError",
     "UserswapError",
     "install",
+    "pin",
     "snapshot",
 ]
 __version__ = "0.1.0"
@@ -39,4 +42,8 @@ def __getattr__(name: str) -> object:
         from userswap import pool
 
         return getattr(pool, name)
+    if name in ("Pin", "pin"):
+        from userswap import pins
+
+        return getattr(pins, name)
     raise AttributeError(f"module 'userswap' has no attribute {name!r}")
