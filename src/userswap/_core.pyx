@@ -1,4 +1,4 @@
-"""The Python face of the core: a class that owns a pool, one that pins memory. Touches every room's interface, keeps no state itself.
+"""The Python face of the core: a class that owns a pool, one that pins memory. Keeps no state itself.
 
 Errors of the rooms below are return codes; here they become exceptions.
 """
@@ -383,6 +383,6 @@ cdef class Span:
             self.pid = 0
 
     def renew(self) -> None:
-        """In a child of fork, where words have lost their pins: pin it again. It is still in place, so this can't fail."""
+        """In a child of fork, where words have lost their pins: pin it again. It is still in place."""
         if self.pid and self.pid != getpid():
             self.pid = getpid() if self.hold() == 0 else -1
