@@ -9,7 +9,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 SOURCES := $(shell find src -name '*.py' -o -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]') meson.build meson.options src/userswap/meson.build pyproject.toml
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help venv demo bench test compat lint debug sanitize clean
+.PHONY: help venv demo bench test compat stress lint debug sanitize clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
@@ -54,6 +54,11 @@ $(COMPAT)/.built: $(BIN)/.built compat/requirements.txt
 
 compat: $(COMPAT)/.built  ## other people's test suites under swapped memory (an hour; SUITES="h5py numpy:fft" for some)
 	@$(BIN)/python -m compat $(SUITES)
+
+MINUTES ?= 60
+SEED ?= 1
+stress: $(BIN)/.built  ## everything at once under settings drawn by a seed, every byte checked (MINUTES=60 SEED=1)
+	@$(BIN)/python -m stress --minutes $(MINUTES) --seed $(SEED)
 
 lint: $(BIN)/.built  ## ruff, mypy --strict, cython-lint
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/cython-lint --max-line-length 120 src
