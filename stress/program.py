@@ -275,7 +275,7 @@ class Program:
 
     def pin(self, rng: random.Random) -> None:
         """A raw system call on a pinned piece."""
-        if self.pool is None:
+        if self.pool is None or SYS_WRITE is None:
             return
         import userswap
 
@@ -371,13 +371,14 @@ def raw_write(descriptor: int, start: int, length: int) -> int:
     """write(2) as no wrapper sees it; the bytes written, less if the kernel can't read them."""
     done = 0
     while done < length:
-        got = raw_syscall(1, descriptor, ctypes.c_void_p(start + done), ctypes.c_size_t(length - done))
+        got = raw_syscall(SYS_WRITE, descriptor, ctypes.c_void_p(start + done), ctypes.c_size_t(length - done))
         if got <= 0:
             break
         done += got
     return done
 
 
+SYS_WRITE = {"x86_64": 1, "aarch64": 64}.get(os.uname().machine)
 raw_syscall = ctypes.CDLL(None, use_errno=True).syscall
 raw_syscall.restype = ctypes.c_long
 
