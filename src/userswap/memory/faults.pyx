@@ -35,7 +35,7 @@ from userswap.memory.pagetable cimport (
 )
 from userswap.memory.regions cimport (
     BUCKETS, PAGE_BYTES, PASSING_MOST, SCATTERED, STREAMS, MemoryPool, Region, Stream, arena_bytes, arena_end,
-    arena_end_word, arena_first_word, arena_start, folio_bytes, pool_first, pool_put, region_at, region_folios,
+    arena_end_word, arena_first_word, arena_start, folio_bytes, pool_first, pool_fit, pool_next_watched, pool_put, region_at, region_folios,
     region_grow, region_new, region_of_word, region_release, region_unlink,
 )
 from userswap.memory.stage cimport (
@@ -52,7 +52,8 @@ from userswap.native.us cimport (
     us_word_release, us_word_spin, us_word_wait, us_write,
 )
 from userswap.reclaim.reclaim cimport (
-    reclaim_background, reclaim_charge, reclaim_low, reclaim_short, reclaim_try, reclaim_uncharge, reclaim_write,
+    reclaim_background, reclaim_charge, reclaim_low, reclaim_short, reclaim_shrink, reclaim_try, reclaim_uncharge,
+    reclaim_write,
 )
 from userswap.swap.holder cimport holder_release
 from userswap.swap.kin cimport kin_after_fork, kin_before_fork
@@ -1415,7 +1416,7 @@ cdef int64_t give_up_copies(MemoryPool* pool, Victim* doubtful, int count, bint 
 
 
 cdef int64_t evict(void* ctx, int64_t want, bint parts) noexcept nogil:
-    """reclaim's callback: about `want` bytes, at most a batch; more only while what it picks can't leave."""
+    """For reclaim: about `want` bytes, at most a batch; more only while what it picks can't leave."""
     cdef MemoryPool* pool = <MemoryPool*>ctx
     cdef Victim[BATCH] victims
     cdef Victim[BATCH] doubtful
@@ -1462,10 +1463,11 @@ cdef int64_t evict(void* ctx, int64_t want, bint parts) noexcept nogil:
 
 
 cdef int64_t evict_in_turn(void* ctx, int64_t want, bint parts) noexcept nogil:
-    """The same for a small pool: until a batch has gone, its packed copies are there as well. One thread's, not
-    several's."""
+    """The same; of a small pool by one thread at a time: until a batch has gone, its packed copies are there as well."""
     cdef MemoryPool* pool = <MemoryPool*>ctx
     cdef int64_t freed
+    if not pool.small:
+        return evict(pool, want, parts)
     us_lock(&pool.small_lock)
     freed = evict(pool, want, parts)
     us_unlock(&pool.small_lock)
@@ -1802,6 +1804,30 @@ cdef int64_t memory_evict(MemoryPool* pool, int64_t want) noexcept nogil:
     return done
 
 
+cdef void memory_fit(MemoryPool* pool, int64_t limit) noexcept nogil:
+    enter()
+    pool_fit(pool, limit)
+    leave()
+
+
+cdef MemoryPool* memory_next_watched(MemoryPool* pool) noexcept nogil:
+    cdef MemoryPool* next
+    enter()
+    next = pool_next_watched(pool)
+    if pool != NULL:
+        pool_put(pool)
+    leave()
+    return next
+
+
+cdef bint memory_shrink(MemoryPool* pool, int64_t most) noexcept nogil:
+    cdef bint more
+    enter()
+    more = reclaim_shrink(&pool.reclaim, most)
+    leave()
+    return more
+
+
 cdef int64_t memory_writeback(MemoryPool* pool, int64_t want) noexcept nogil:
     cdef int64_t moved
     enter()
@@ -2028,6 +2054,7 @@ cdef void after_fork_in_child() noexcept nogil:
     pool = pool_first()
     while pool != NULL:
         space_inherit(pool.swap)
+        us_write(&pool.watched, 0)      # no thread here that looks: the budget stays what it was
         region = pool.regions
         while region != NULL:
             for i in range(region_folios(region)):
@@ -2066,5 +2093,5 @@ cdef int faults_install() noexcept nogil:
 cdef void pool_bind(MemoryPool* pool, SwapSpace* swap) noexcept nogil:
     pool.swap = swap
     pool.reclaim.swap = swap
-    pool.reclaim.evict = evict_in_turn if pool.small else evict
+    pool.reclaim.evict = evict_in_turn
     pool.reclaim.ctx = pool

@@ -27,6 +27,8 @@ cdef enum:
     WASTE_PERCENT = 3
     COMPACT_EFFORT = 1 << 18
     WRITEBACK_BYTES = 3 << 18   # less than is gathered for one write, so that one write is enough
+    LEAST_HEADROOM = 8 << 16
+    LEAST_RESIDENT = 16 << 16
     ROUNDS = 256
     REST_NS = 5000000
     PRESSED = 4096
@@ -151,6 +153,23 @@ cdef bint reclaim_try(Reclaim* r, int64_t bytes) noexcept nogil:
         return False
     us_max(&r.peak, used)
     return True
+
+
+cdef void reclaim_set_limit(Reclaim* r, int64_t limit, int64_t piece) noexcept nogil:
+    cdef int64_t folios = LEAST_HEADROOM if LEAST_HEADROOM < limit // 64 else limit // 64
+    # Faults of several threads at once go over the limit by a folio and its packed copy each, or by a window.
+    us_write(&r.headroom, folios + (piece if piece < limit // 32 else limit // 32))
+    us_write(&r.slack, piece if piece < limit // 64 else limit // 64)
+    us_write(&r.least_resident, LEAST_RESIDENT if LEAST_RESIDENT > limit // 64 else limit // 64)
+    us_write(&r.limit, limit)
+    us_write(&r.rest_until, 0)      # what could not be done before, maybe can now
+    us_write(&r.spare_at, 0)
+
+
+cdef bint reclaim_shrink(Reclaim* r, int64_t most) noexcept nogil:
+    cdef int64_t goal = r.limit - r.headroom
+    cdef bint stuck = False
+    return reclaim_down_to(r, goal, r.slack, most, False, &stuck) > goal and not stuck
 
 
 cdef bint reclaim_short(Reclaim* r) noexcept nogil:
