@@ -192,16 +192,16 @@ def print_overhead(results: overhead.Results, to: Console) -> None:
         title="Under userswap run, by without", title_justify="left", title_style="bold", box=SIMPLE_HEAD,
         pad_edge=False,
     )  # fmt: skip
-    for heading in ("program", "seconds", "time", "CPU", "spread", "memory", "more", "memory by", "what it does"):
+    for heading in ("program", "seconds", "time", "CPU", "CPU by round", "memory", "more", "memory by", "what it does"):
         shown.add_column(heading, justify="left" if heading in ("program", "what it does") else "right")
     for name, pairs in results.pairs.items():
         cpu = results.ratios(name, lambda run: run.cpu_seconds)
         shown.add_row(
             name,
-            f"{statistics.median(plain.seconds for plain, _ in pairs):.2f}",
-            f"{statistics.median(results.ratios(name, lambda run: run.seconds)):+.1%}",
-            f"{statistics.median(cpu):+.1%}",
-            f"{min(cpu):+.1%}..{max(cpu):+.1%}",
+            f"{min(plain.seconds for plain, _ in pairs):.2f}",
+            f"{results.least(name, lambda run: run.seconds):+.1%}",
+            f"{results.least(name, lambda run: run.cpu_seconds):+.1%}",
+            f"{min(cpu):+.0%}..{statistics.median(cpu):+.0%}..{max(cpu):+.0%}",
             format_size(int(statistics.median(plain.memory for plain, _ in pairs))),
             f"{results.more_memory(name) / MIB:+.1f} MiB",
             f"{statistics.median(results.ratios(name, lambda run: run.memory)):+.2%}",

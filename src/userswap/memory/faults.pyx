@@ -27,7 +27,7 @@ from userswap.memory.ahead cimport (
 )
 from userswap.memory.frames cimport (
     frame_fill, frame_fill_zeros, frame_mend, frame_move_in, frame_move_out, frame_protect, frame_unprotect,
-    frame_vacate, frames_can_move, frames_reopen,
+    frame_vacate, frames_can_move, frames_free_tables, frames_reopen,
 )
 from userswap.memory.pagetable cimport (
     BUSY, CLEAN, DIRTY, EMPTY, FILED, GUARDED, PARTIAL, PIN_MASK, PIN_MAX, PIN_ONE, STAGED, SWAPPED, WAITERS, YOUNG,
@@ -634,8 +634,9 @@ cdef bint window_in_place(Region* region, uint64_t first, char* frames, uint64_t
     cdef uint64_t i
     cdef bint round = word_state(us_load(words)) == SWAPPED and goes_round(region, first)
     us_chaos()
-    if region.broken[first // STAGE_SLOTS]:
-        # Nothing is there, but maybe a page table: this frees it (Linux 6.14), and the window stays one piece.
+    if region.broken[first // STAGE_SLOTS] or frames_free_tables():
+        # Nothing is there, but maybe a page table, from before or by this fault: this frees it, and the window stays one
+        # piece.
         frame_vacate(folios, STAGE_SLOTS * FOLIO_BYTES)
         region.broken[first // STAGE_SLOTS] = False
     if frame_move_in(folios, frames, STAGE_SLOTS * FOLIO_BYTES) != 0:

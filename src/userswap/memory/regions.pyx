@@ -10,10 +10,10 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from userswap.backends.codec cimport FOLIO_BYTES, FOLIO_SHIFT, PARTS
-from userswap.memory.frames cimport frames_open
+from userswap.memory.frames cimport frames_free_tables, frames_open
 from userswap.memory.stage cimport STAGE_SLOTS, stage_keep, stage_kept, stage_open
 from userswap.native.mman cimport (
-    MADV_DONTDUMP, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE,
+    MADV_DONTDUMP, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE,
     PROT_READ, PROT_WRITE, madvise, mmap, munmap,
 )
 from userswap.native.us cimport (
@@ -102,9 +102,11 @@ cdef int arena_open() noexcept nogil:
     if start == NULL:
         return -ENOMEM
     madvise(start, length + WINDOW_BYTES, MADV_DONTDUMP)
-    # Nobody but us fills it, so no huge page comes by itself; but where one could, a fault leaves no page table behind,
-    # which would keep a window that is moved there from staying a huge page.
-    madvise(start, length + WINDOW_BYTES, MADV_HUGEPAGE)
+    # Nobody but us fills it. Where a huge page could come by itself, the kernel makes one and clears it before it hears that
+    # userfaultfd wants the fault, and throws it away: 2 MiB of work for nothing, at each first fault of a window that
+    # writes. But it leaves no page table behind, which would keep a window that is moved there from staying a huge page:
+    # so it is the better choice where such a table can't be freed.
+    madvise(start, length + WINDOW_BYTES, MADV_NOHUGEPAGE if frames_free_tables() else MADV_HUGEPAGE)
     start = <char*>((<uint64_t>start + WINDOW_BYTES - 1) & ~<uint64_t>(WINDOW_BYTES - 1))
     error = frames_open(start, length)
     if error == 0:
