@@ -89,7 +89,7 @@ def run_python(
 
 @contextlib.contextmanager
 def memory_cgroup(limit: int) -> Iterator[Path]:
-    """A memory cgroup of this machine's own kind (v1 or v2), removed after; the test is skipped where none can be made."""
+    """A memory cgroup of this machine's own kind (v1 or v2), removed after; skips where none can be."""
     v1 = Path("/sys/fs/cgroup/memory")
     v2 = Path("/sys/fs/cgroup")
     if os.geteuid() != 0:

@@ -1,4 +1,4 @@
-"""A budget that nobody gave follows what the machine leaves while the program runs; one that was given can be changed."""
+"""A budget that nobody gave follows what the machine leaves while the program runs; any can be changed by hand."""
 
 from __future__ import annotations
 
@@ -83,11 +83,11 @@ print(before - rss(), stats.resident_bytes + stats.pool_bytes + stats.metadata_b
 def test_a_budget_that_is_none_changes_nothing(size: int | str, error: type[Exception], text: str) -> None:
     pool = fresh_pool("32MiB")
     with pytest.raises(error, match=text):
-        pool.ram = size  # type: ignore[assignment]
+        pool.ram = size
     assert pool.ram == 32 * MIB
     pool.close()
     with pytest.raises(ValueError, match="closed"):
-        pool.ram = "64MiB"  # type: ignore[assignment]
+        pool.ram = "64MiB"
 
 
 def test_the_budget_changes_under_threads_and_forks() -> None:
@@ -205,7 +205,7 @@ def test_a_limit_may_come_and_go_at_any_level(tree: Tree) -> None:
 
 def test_the_less_is_left_the_sooner_it_looks_again(tree: Tree) -> None:
     reader = tree.reader()
-    pauses = []
+    pauses: list[int] = []
     for usage in (500, 1900, 1980, 2030, 2047):
         tree.cgroup("outer/inner", 2 * GIB, usage * MIB)
         pauses.append(reader.look(0, SECOND * len(pauses) + SECOND)[1])
@@ -296,8 +296,8 @@ print("whole")
 def start(group: Path, code: str, *args: str, watch: bool = True) -> subprocess.Popen[str]:
     """`userswap run` of a program, in a cgroup."""
     return subprocess.Popen(
-        ["sh", "-c", f'echo $$ > "{group}/cgroup.procs" && exec "$@"', "sh", sys.executable, "-m", "userswap", "run"]
-        + ["--quiet", "-c", code, *args],
+        ["sh", "-c", f'echo $$ > "{group}/cgroup.procs" && exec "$@"', "sh",
+         sys.executable, "-m", "userswap", "run", "--quiet", "-c", code, *args],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1",
              "USERSWAP_WATCH": "1" if watch else "0"},

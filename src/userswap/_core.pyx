@@ -29,6 +29,7 @@ from userswap.swap.traced cimport traced_events
 
 FOLIO = FOLIO_BYTES
 
+
 def open_arena(move: bool = True) -> None:
     """Reserve the arena, register it with userfaultfd, take over SIGBUS and libc's I/O functions. Once a process.
 
@@ -103,8 +104,8 @@ cdef class Core:
         self.pool.reclaim.peak = reclaim_used(&self.pool.reclaim)
 
     def watch(self, levels, proc: str, least: int) -> None:
-        """Have the budget follow what the machine leaves: of `levels`, pairs of version and directory of a cgroup, and of
-        what is told in `proc`; but never below `least` bytes.
+        """Have the budget follow what the machine leaves: of `levels`, pairs of version and directory of a cgroup, and
+        of what is told in `proc`; but never below `least` bytes.
 
         Raises:
             OSError: that can't be read, or there is no thread to be had.

@@ -15,7 +15,7 @@ from userswap.errors import BudgetError
 from userswap.reclaim import watch
 from userswap.sizes import format_size
 
-__all__ = ["Budget", "Limit", "default_budget", "memory_limits", "total_ram", "watched_levels"]
+__all__ = ["Budget", "Limit", "counting_limit", "default_budget", "memory_limits", "total_ram", "watched_levels"]
 
 MIB = 1 << 20
 # With less than this a default makes no sense; who wants less asks for it with --ram.
@@ -69,25 +69,41 @@ def default_budget(root: Path = Path("/")) -> Budget:
 
     Raises BudgetError when that is under 16 MiB, or /proc cannot be read.
     """
-    memory = meminfo(root)
-    available = memory.get("MemAvailable", memory.get("MemFree", 0) + memory.get("Cached", 0))
+    available = available_ram(root)
     budget = Budget(
         available * watch.MACHINE_SHARE // 100,
         f"{watch.MACHINE_SHARE} % of the {format_size(available)} of RAM this machine has available",
     )
-    for limit in memory_limits(root):
-        if limit.left < budget.bytes:
-            budget = Budget(
-                max(limit.left, 0),
-                f"cgroup {limit.cgroup} limits memory to {format_size(limit.limit)} ({limit.file}), of which "
-                f"{format_size(limit.used)} is in use and {format_size(limit.reserve)} is the interpreter's",
-            )
+    limit = counting_limit(root)
+    if limit is not None:
+        budget = Budget(
+            max(limit.left, 0),
+            f"cgroup {limit.cgroup} limits memory to {format_size(limit.limit)} ({limit.file}), of which "
+            f"{format_size(limit.used)} is in use and {format_size(limit.reserve)} is the interpreter's",
+        )
     if budget.bytes < LEAST_BUDGET:
         raise BudgetError(
             f"Only {format_size(budget.bytes)} of RAM is left for a budget: {budget.reason}. "
             "Raise the limit or free memory, or say how much to use, for example --ram 64M."
         )
     return budget
+
+
+def counting_limit(root: Path = Path("/")) -> Limit | None:
+    """Return the limit that the default budget comes from: the one that leaves least, if the machine leaves more.
+
+    Raises BudgetError when /proc/meminfo cannot be read.
+    """
+    tightest = min(memory_limits(root), key=lambda limit: limit.left, default=None)
+    if tightest is None or tightest.left >= available_ram(root) * watch.MACHINE_SHARE // 100:
+        return None
+    return tightest
+
+
+def available_ram(root: Path) -> int:
+    """Return the bytes of RAM that this machine has available."""
+    memory = meminfo(root)
+    return memory.get("MemAvailable", memory.get("MemFree", 0) + memory.get("Cached", 0))
 
 
 def memory_limits(root: Path = Path("/")) -> list[Limit]:

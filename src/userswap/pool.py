@@ -286,8 +286,8 @@ class Pool:
 
     @property
     def ram(self) -> int:
-        """The budget in bytes. Set it, as ``ram`` above, while the program runs: what is too much leaves at once, and from
-        then on the budget is what was said, whatever the machine leaves.
+        """The budget in bytes. Set it, as ``ram`` above, while the program runs: what is too much leaves at once, and
+        from then on the budget is what was said, whatever the machine leaves.
 
         What was made for the first budget stays: the index of identical folios, which only finds fewer of them when a
         pool has grown, and the buffer of writeback, 1 MiB at most.

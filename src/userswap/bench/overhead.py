@@ -1,10 +1,10 @@
 """`userswap bench overhead`: what a program pays that fits into its budget, and what a start costs.
 
-The same programs as python runs them and under `userswap run` with no flag, in turn, each in a process of its own. What
-is compared is what the program itself sees: the time of its work, the processor's time with that of all threads, and the
-most memory that the process had at once, page tables and what userswap loads included. Time is compared by the least of
-all rounds, since others on the machine only ever add to it; how far rounds differ, in each of which the two ran one after
-the other, is shown beside it.
+The same programs as python runs them and under `userswap run` with no flag, in turn, each in a process of its own.
+What is compared is what the program itself sees: the time of its work, the processor's time with that of all threads,
+and the most memory that the process had at once, page tables and what userswap loads included. Time is compared by the
+least of all rounds, since others on the machine only ever add to it; how far rounds differ, in each of which the two
+ran one after the other, is shown beside it.
 """
 
 import json

@@ -111,10 +111,10 @@ def memory() -> dict[str, int]:
 
 def main(name: str, size: int) -> None:
     """Run a program, and say how it was."""
-    import numpy  # noqa: F401, ICN001 - every program's; loading it is no part of the work
+    import numpy  # noqa: F401 - every program's; loading it is no part of the work
 
     if name == "groupby":
-        import pandas  # noqa: F401, ICN001
+        import pandas  # noqa: F401
     before = resource.getrusage(resource.RUSAGE_SELF)
     began = time.perf_counter()
     result = PROGRAMS[name](size)

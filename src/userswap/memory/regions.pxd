@@ -111,8 +111,8 @@ cdef uint64_t folio_bytes(const Region* region, uint64_t index) noexcept nogil
 cdef uint64_t region_folios(const Region* region) noexcept nogil
 
 cdef MemoryPool* pool_new(int64_t limit) noexcept nogil          # without a swap space yet (pool_bind)
-# A budget, at first and while the program runs: sets it and what depends on it. Nothing is reclaimed here. What stays as
-# it was made for the first: the index of identical folios, and the buffer of writeback.
+# A budget, at first and while the program runs: sets it and what depends on it. Nothing is reclaimed here. What stays
+# as it was made for the first: the index of identical folios, and the buffer of writeback.
 cdef void pool_fit(MemoryPool* pool, int64_t limit) noexcept nogil
 # The next pool after `pool` (NULL: the first) that is watched; the caller has a reference then. NULL: there is none.
 cdef MemoryPool* pool_next_watched(MemoryPool* pool) noexcept nogil

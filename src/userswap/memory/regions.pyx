@@ -102,10 +102,10 @@ cdef int arena_open() noexcept nogil:
     if start == NULL:
         return -ENOMEM
     madvise(start, length + WINDOW_BYTES, MADV_DONTDUMP)
-    # Nobody but us fills it. Where a huge page could come by itself, the kernel makes one and clears it before it hears that
-    # userfaultfd wants the fault, and throws it away: 2 MiB of work for nothing, at each first fault of a window that
-    # writes. But it leaves no page table behind, which would keep a window that is moved there from staying a huge page:
-    # so it is the better choice where such a table can't be freed.
+    # Nobody but us fills it. Where a huge page could come by itself, the kernel makes one and clears it before it hears
+    # that userfaultfd wants the fault, and throws it away: 2 MiB of work for nothing, at each first fault of a window
+    # that writes. But it leaves no page table behind, which would keep a window that is moved there from staying a huge
+    # page: so it is the better choice where such a table can't be freed.
     madvise(start, length + WINDOW_BYTES, MADV_NOHUGEPAGE if frames_free_tables() else MADV_HUGEPAGE)
     start = <char*>((<uint64_t>start + WINDOW_BYTES - 1) & ~<uint64_t>(WINDOW_BYTES - 1))
     error = frames_open(start, length)

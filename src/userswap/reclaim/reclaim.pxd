@@ -29,8 +29,8 @@ cdef struct Reclaim:
     int64_t spare_at            # ns: there was no room for what nobody needs yet, don't try before this
     bint hard                   # end the program rather than exceed the budget
 
-# The one way to set a budget, at first and while the program runs. `piece`: most bytes that come at once. More room can be
-# used at once; for less, charges make room from now on, and reclaim_shrink at once.
+# The one way to set a budget, at first and while the program runs. `piece`: most bytes that come at once. More room can
+# be used at once; for less, charges make room from now on, and reclaim_shrink at once.
 cdef void reclaim_set_limit(Reclaim* r, int64_t limit, int64_t piece) noexcept nogil
 # Reclaims about `most` bytes, if more than the budget is in use. Whether there is more to do, and some was done.
 cdef bint reclaim_shrink(Reclaim* r, int64_t most) noexcept nogil

@@ -1,8 +1,8 @@
 """Watch: what the cgroups and the machine leave, read again and again (see watch.pxd).
 
 How often is a matter of how soon it could be too late: memory is touched at about a byte a nanosecond, so what a limit
-has left says when the next look is due. Most looks read one number for each limit; the rest only when that has moved, or
-a quarter of a second has gone by.
+has left says when the next look is due. Most looks read one number for each limit; the rest only when that has moved,
+or a quarter of a second has gone by.
 
 Pressure (tasks that stall for memory, PSI; charges that came to the limit, memory.events or failcnt) says that the
 reserve is too small for what goes on: more is held back as long as it lasts. It counts only where little is left, since
