@@ -12,8 +12,8 @@ from userswap.backends.codec cimport FOLIO_BYTES, codec_metadata
 from userswap.backends.swapfile cimport SwapFile, swapfile_delete, swapfile_new
 from userswap.memory.ahead cimport ahead_rest
 from userswap.memory.faults cimport (
-    faults_install, memory_background, memory_check, memory_compact, memory_evict, memory_fit, memory_holders, memory_pin,
-    memory_pool_close, memory_shrink, memory_snapshot, memory_unpin, memory_writeback, pool_bind,
+    faults_install, memory_background, memory_check, memory_compact, memory_evict, memory_fit, memory_holders,
+    memory_pin, memory_pool_close, memory_shrink, memory_snapshot, memory_unpin, memory_writeback, pool_bind,
 )
 from userswap.memory.frames cimport frames_forbid_move
 from userswap.memory.regions cimport BUCKETS, MemoryPool, Region, arena_open, pool_get, pool_new, region_at

@@ -99,7 +99,7 @@ PROGRAMS: dict[str, Callable[[int], float]] = {
     "scan": scan, "matrix": matrix, "sort": sort, "temporaries": temporaries, "churn": churn, "groupby": groupby,
     "growth": growth,
 }  # fmt: skip
-"""By name; what it does is the first line of its text."""
+"""By name."""
 
 
 def memory() -> dict[str, int]:

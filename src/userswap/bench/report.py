@@ -12,7 +12,6 @@ from rich.table import Table
 from userswap.bench import bars, faults, overhead
 from userswap.bench.compare import Case, Results, Sample, cases
 from userswap.bench.contenders import CONTENDERS
-from userswap.bench.overhead_programs import PROGRAMS
 from userswap.bench.runs import WITHIN
 from userswap.bench.workloads import WORKLOADS
 from userswap.sizes import format_size
@@ -192,8 +191,8 @@ def print_overhead(results: overhead.Results, to: Console) -> None:
         title="Under userswap run, by without", title_justify="left", title_style="bold", box=SIMPLE_HEAD,
         pad_edge=False,
     )  # fmt: skip
-    for heading in ("program", "seconds", "time", "CPU", "CPU by round", "memory", "more", "memory by", "what it does"):
-        shown.add_column(heading, justify="left" if heading in ("program", "what it does") else "right")
+    for heading in ("program", "seconds", "time", "CPU", "CPU by round", "memory", "more", "memory by"):
+        shown.add_column(heading, justify="left" if heading == "program" else "right", no_wrap=True)
     for name, pairs in results.pairs.items():
         cpu = results.ratios(name, lambda run: run.cpu_seconds)
         shown.add_row(
@@ -201,11 +200,10 @@ def print_overhead(results: overhead.Results, to: Console) -> None:
             f"{min(plain.seconds for plain, _ in pairs):.2f}",
             f"{results.least(name, lambda run: run.seconds):+.1%}",
             f"{results.least(name, lambda run: run.cpu_seconds):+.1%}",
-            f"{min(cpu):+.0%}..{statistics.median(cpu):+.0%}..{max(cpu):+.0%}",
+            f"{min(cpu):+.0%} {statistics.median(cpu):+.0%} {max(cpu):+.0%}",
             format_size(int(statistics.median(plain.memory for plain, _ in pairs))),
             f"{results.more_memory(name) / MIB:+.1f} MiB",
             f"{statistics.median(results.ratios(name, lambda run: run.memory)):+.2%}",
-            (PROGRAMS[name].__doc__ or "").rstrip("."),
         )
     to.print(shown)
     plain, ours = (statistics.median(times) * 1e3 for times in zip(*results.starts, strict=True))
