@@ -10,7 +10,7 @@ from libc.stdlib cimport strtol
 from libc.string cimport strcmp
 
 from userswap.native.mman cimport (
-    MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, madvise, mmap, munlock,
+    MADV_DONTNEED, MADV_DONTNEED_LOCKED, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, madvise, mmap, munlock,
 )
 from userswap.native.descriptors cimport descriptor_guard, descriptor_release
 
@@ -82,7 +82,6 @@ cdef enum:
     UNKNOWN, NO, YES
 
 cdef enum:
-    MADV_DONTNEED_LOCKED = 24   # Linux 5.18
     PAGE = 4096
     ZEROS = 1 << 16
     MOVE_TRIES = 64
