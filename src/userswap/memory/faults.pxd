@@ -34,4 +34,10 @@ cdef int64_t memory_check(MemoryPool* pool, int64_t* states) noexcept nogil
 # Makes a prefix of the range resident and keeps it there (see PinOps in syscalls.pxd).
 cdef int64_t memory_pin(void* start, size_t length, bint writing) noexcept nogil
 cdef void memory_unpin(void* start, size_t length) noexcept nogil
+# Another budget while the program runs (pool_fit); memory_shrink then reclaims about `most` bytes: whether there is
+# more to do, and some was done.
+cdef void memory_fit(MemoryPool* pool, int64_t limit) noexcept nogil
+cdef bint memory_shrink(MemoryPool* pool, int64_t most) noexcept nogil
+# pool_next_watched, and the reference to `pool` is dropped.
+cdef MemoryPool* memory_next_watched(MemoryPool* pool) noexcept nogil
 cdef void memory_pool_close(MemoryPool* pool) noexcept nogil    # drops the Python object's reference
