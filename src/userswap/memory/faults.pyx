@@ -58,9 +58,9 @@ from userswap.swap.holder cimport holder_release
 from userswap.swap.kin cimport kin_after_fork, kin_before_fork
 from userswap.swap.map cimport HolderOps, SwapMap
 from userswap.swap.space cimport (
-    RUN_FOLIOS, SwapSpace, space_has_slots, space_inherit, space_packed, swap_cached, swap_compact, swap_dup, swap_far,
-    swap_fetch, swap_in, swap_in_part, swap_out, swap_out_parts, swap_out_run, swap_promote, swap_put, swap_same,
-    swap_shared, swap_uncache, swap_unpack, swap_writeback,
+    RUN_FOLIOS, SwapSpace, space_before_fork, space_inherit, space_packed, swap_cached, swap_compact, swap_dup,
+    swap_far, swap_fetch, swap_in, swap_in_part, swap_out, swap_out_parts, swap_out_run, swap_promote, swap_put,
+    swap_same, swap_shared, swap_uncache, swap_unpack, swap_writeback,
 )
 
 cdef extern from *:
@@ -164,7 +164,6 @@ cdef uint64_t NOWHERE = <uint64_t>-1     # no folio that a stream goes on with
 # child never inherits a BUSY word or a held mutex.
 cdef uint64_t gate = 0
 cdef bint installed = False
-cdef bint forking_slots = False     # the fork under way: a child will have slots of ours to read
 
 
 cdef void gate_enter() noexcept nogil:
@@ -1989,28 +1988,26 @@ cdef void open_gate() noexcept nogil:
 
 
 cdef void before_fork() noexcept nogil:
-    global forking_slots
     cdef MemoryPool* pool
     close_gate()
     pool = pool_first()
-    forking_slots = False
-    while pool != NULL:
-        forking_slots = forking_slots or space_has_slots(pool.swap)
-        pool = pool.next
-    if forking_slots:
+    if pool != NULL:
         kin_before_fork()
+    while pool != NULL:
+        if pool.swap != NULL:           # else another thread is making it
+            space_before_fork(pool.swap)
+        pool = pool.next
 
 
 cdef void after_fork_in_parent() noexcept nogil:
-    if forking_slots:
-        kin_after_fork(False)
+    kin_after_fork(False)
     open_gate()
 
 
 cdef void after_fork_in_child() noexcept nogil:
     """The child's memory is the parent's at the fork, copied on write by the kernel: page tables, zswap pool and
     resident folios alike. Missing are the registration and the write protection; and swap files are the
-    parent's, to be read only."""
+    parent's, to be read only. Which of their slots we refer to was noted before (space_before_fork)."""
     cdef MemoryPool* pool
     cdef Region* region
     cdef uint64_t i, word
@@ -2023,17 +2020,17 @@ cdef void after_fork_in_child() noexcept nogil:
         _exit(70)
     stage_renew()
     ahead_renew()
-    if forking_slots:
-        kin_after_fork(True)
+    kin_after_fork(True)
     pool = pool_first()
     while pool != NULL:
-        space_inherit(pool.swap)
+        if pool.swap != NULL:
+            space_inherit(pool.swap)
         region = pool.regions
         while region != NULL:
             for i in range(region_folios(region)):
                 word = region.words[i]
-                # Parts stay: their id has what is not in place, and their sums say the same here.
-                if word_state(word) == CLEAN and not word & PARTIAL:
+                # What was known to be clean by its protection is not any more; a sum says the same here as there.
+                if word & GUARDED:
                     swap_put(pool.swap, word_id(word))
                     word = word_make(DIRTY, 0) | (word & PIN_MASK)
                 # pins belong to system calls of threads that are not here
