@@ -18,7 +18,7 @@ from userswap.memory.frames cimport frames_forbid_move
 from userswap.memory.regions cimport BUCKETS, MemoryPool, Region, arena_open, pool_get, pool_new, region_at
 from userswap.memory.stage cimport STAGE_SLOTS, stage_keep, stage_kept
 from userswap.native.us cimport us_debug, us_max, us_read
-from userswap.reclaim.reclaim cimport reclaim_used
+from userswap.reclaim.reclaim cimport reclaim_ceiling, reclaim_used
 from userswap.swap.space cimport (
     SwapSpace, space_metadata, space_dedupe, space_new, space_pool_bytes, space_slot_bytes,
     space_stored_bytes,
@@ -74,9 +74,10 @@ cdef class Core:
     """A pool: its budget, its swap space, its regions. Lives on behind its regions after `close`."""
 
     def __cinit__(self, *, limit: int, design: str, address_space: int, fd: int, file_limit: int, file_name: str,
-                  directory: str, hard: bool, dedupe: bool, background: bool):
+                  directory: str, hard: bool, dedupe: bool, background: bool, apart: bool):
         """`limit`: bytes. `fd`: an open swap file (owned from now on) or -1. `directory`: for children's own.
-        `dedupe`: store identical folios once. `background`: let a thread of ours work while the program computes."""
+        `dedupe`: store identical folios once. `background`: let a thread of ours work while the program computes.
+        `apart`: forked children have a whole budget each."""
         cdef SwapFile* device = NULL
         cdef SwapSpace* space = NULL
         cdef int64_t bounce = min(1 << 20, max(128 << 10, limit // 64)) // 4096 * 4096
@@ -99,6 +100,7 @@ cdef class Core:
         if dedupe and space_dedupe(space, limit) != 0:
             raise MemoryError("no memory for the index of identical folios")
         self.pool.reclaim.hard = hard
+        self.pool.reclaim.family.apart = apart
         self.pool.run_most = STAGE_SLOTS if limit >= WINDOWS_FROM else max(1, limit // 64 // FOLIO_BYTES)
         self.pool.small = limit < SMALL
         # Faults of several threads at once go over the limit by a folio and its packed copy each, or by a window.
@@ -148,6 +150,7 @@ cdef class Core:
         us_max(&p.reclaim.peak, resident + packed + metadata)
         return {
             "budget_bytes": p.reclaim.limit,
+            "allowed_bytes": reclaim_ceiling(&p.reclaim),
             "peak_bytes": us_read(&p.reclaim.peak),
             "resident_bytes": resident,
             "pool_bytes": packed,

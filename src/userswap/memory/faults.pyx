@@ -52,10 +52,11 @@ from userswap.native.us cimport (
     us_word_release, us_word_spin, us_word_wait, us_write,
 )
 from userswap.reclaim.reclaim cimport (
-    reclaim_background, reclaim_charge, reclaim_low, reclaim_short, reclaim_try, reclaim_uncharge, reclaim_write,
+    reclaim_background, reclaim_before_fork, reclaim_charge, reclaim_inherit, reclaim_low, reclaim_settle, reclaim_short,
+    reclaim_try, reclaim_uncharge, reclaim_write,
 )
 from userswap.swap.holder cimport holder_release
-from userswap.swap.kin cimport kin_after_fork, kin_before_fork
+from userswap.swap.kin cimport kin_after_fork, kin_before_fork, kin_generation, kin_me
 from userswap.swap.map cimport HolderOps, SwapMap
 from userswap.swap.space cimport (
     RUN_FOLIOS, SwapSpace, space_before_fork, space_inherit, space_packed, swap_cached, swap_compact, swap_dup,
@@ -1573,6 +1574,7 @@ cdef void memory_free(void* start) noexcept nogil:
     us_add(&pool.swapped_bytes, -swapped)
     us_add(&pool.parts, -parts)
     reclaim_uncharge(&pool.reclaim, resident)
+    reclaim_settle(&pool.reclaim)
     region_release(region)
     leave()
 
@@ -1996,6 +1998,7 @@ cdef void before_fork() noexcept nogil:
     while pool != NULL:
         if pool.swap != NULL:           # else another thread is making it
             space_before_fork(pool.swap)
+            reclaim_before_fork(&pool.reclaim)
         pool = pool.next
 
 
@@ -2011,7 +2014,8 @@ cdef void after_fork_in_child() noexcept nogil:
     cdef MemoryPool* pool
     cdef Region* region
     cdef uint64_t i, word
-    cdef int error
+    cdef int error, parent
+    cdef uint64_t parent_generation
     cdef const char* text = b"userswap: a forked process can't open its own userfaultfd and ends.\n"
     us_store(&gate, 0)
     error = frames_reopen()
@@ -2020,11 +2024,14 @@ cdef void after_fork_in_child() noexcept nogil:
         _exit(70)
     stage_renew()
     ahead_renew()
+    parent = kin_me()
+    parent_generation = kin_generation(parent) if parent >= 0 else 0
     kin_after_fork(True)
     pool = pool_first()
     while pool != NULL:
         if pool.swap != NULL:
             space_inherit(pool.swap)
+            reclaim_inherit(&pool.reclaim, parent, parent_generation)
         region = pool.regions
         while region != NULL:
             for i in range(region_folios(region)):

@@ -136,6 +136,7 @@ cdef void space_inherit(SwapSpace* s) noexcept nogil
 cdef bint space_has_device(SwapSpace* s) noexcept nogil          # writeback has somewhere to go, or may have
 cdef int64_t space_slot_bytes(SwapSpace* s) noexcept nogil       # in use in swap files
 cdef int64_t space_pool_bytes(SwapSpace* s) noexcept nogil
+cdef int64_t space_churn(SwapSpace* s) noexcept nogil             # bytes stored and freed in zswap, ever
 cdef int64_t space_packed(SwapSpace* s) noexcept nogil           # how many folios are in zswap
 cdef int64_t space_stored_bytes(SwapSpace* s) noexcept nogil      # packed bytes, in zswap and in slots
 cdef int64_t space_metadata(SwapSpace* s) noexcept nogil

@@ -23,7 +23,7 @@ from userswap.backends.swapfile cimport (
     swapfile_words, swapfile_write,
 )
 from userswap.backends.zswap cimport (
-    zswap_alloc, zswap_bytes, zswap_cold, zswap_coldest, zswap_compact, zswap_delete, zswap_free, zswap_memory,
+    zswap_alloc, zswap_bytes, zswap_churn, zswap_cold, zswap_coldest, zswap_compact, zswap_delete, zswap_free, zswap_memory,
     zswap_metadata, zswap_new, zswap_objects, zswap_resize, zswap_room, zswap_set_owner, zswap_set_owner_cold,
     zswap_stored,
 )
@@ -1029,6 +1029,10 @@ cdef int64_t swap_writeback(SwapSpace* s, int64_t want, bint rest) noexcept nogi
 
 cdef int64_t space_pool_bytes(SwapSpace* s) noexcept nogil:
     return zswap_bytes(s.zswap)
+
+
+cdef int64_t space_churn(SwapSpace* s) noexcept nogil:
+    return zswap_churn(s.zswap) + PART_BYTES * us_read(&s.part_outs)       # some of these were written in place
 
 
 cdef int64_t space_packed(SwapSpace* s) noexcept nogil:
