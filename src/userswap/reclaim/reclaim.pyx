@@ -20,7 +20,8 @@ from userswap.reclaim.family cimport (
     family_settle,
 )
 from userswap.swap.space cimport (
-    space_churn, space_has_device, space_metadata, space_pool_bytes, swap_compact, swap_writeback,
+    space_churn, space_has_cold, space_has_device, space_metadata, space_packed_bytes, space_pool_bytes, swap_compact,
+    swap_writeback,
 )
 
 cdef extern from "<unistd.h>" nogil:
@@ -32,6 +33,7 @@ cdef enum:
     COMPACT_EFFORT = 1 << 18
     WRITEBACK_BYTES = 3 << 18   # less than is gathered for one write, so that one write is enough
     ROUNDS = 256
+    WINDOWS = 4 << 20           # so much of what is inherited stays in place rather than what was stored since
     REST_NS = 5000000
     PRESSED = 4096
     GIVE_WAY = 2                # for each byte that comes so many leave, above what other processes leave us
@@ -53,7 +55,8 @@ cdef Account account(Reclaim* r) noexcept nogil:
     a.metadata = us_read(r.aside) + space_metadata(r.swap) + us_read(&r.overhead)
     a.used = a.resident + a.pool + a.metadata
     a.brought = us_read(&r.brought)
-    a.churn = space_churn(r.swap)
+    a.came = (space_churn(r.swap) + space_packed_bytes(r.swap)) // 2
+    a.went = (space_churn(r.swap) - space_packed_bytes(r.swap)) // 2
     return a
 
 
@@ -65,6 +68,7 @@ cdef int64_t reclaim_ceiling(Reclaim* r) noexcept nogil:
 cdef void settle(Reclaim* r) noexcept nogil:
     cdef Account a = account(r)
     family_settle(&r.family, &a)
+    r.swap.newest_first = us_read(&r.family.credit) > 0
 
 
 cdef void reclaim_settle(Reclaim* r) noexcept nogil:
@@ -79,15 +83,20 @@ cdef inline int64_t one_write(Reclaim* r) noexcept nogil:
 cdef int64_t shrink(Reclaim* r, int64_t over, bint parts) noexcept nogil:
     """One step of the list above; 0 when no step gives anything."""
     cdef int64_t freed = swap_compact(r.swap, WASTE_PERCENT, COMPACT_EFFORT)
+    # What was inherited and is the parent's too makes no room when it leaves, only what was stored since does.
+    cdef bint inherited = us_read(&r.family.credit) > 0 and reclaim_used(r) <= r.limit - r.headroom
     if freed > 0:
         return freed
-    if us_read(&r.resident) > r.least_resident:
+    if us_read(&r.resident) > (WINDOWS if inherited and WINDOWS > r.least_resident else r.least_resident):
         freed = r.evict(r.ctx, over, parts)
         if freed > 0:
             return freed
-    freed = swap_writeback(r.swap, one_write(r), False)
-    if freed > 0:
-        return freed
+    if not inherited or space_has_cold(r.swap):
+        freed = swap_writeback(r.swap, one_write(r), False)
+        if freed > 0:
+            return freed
+    if inherited and us_read(&r.resident) <= r.least_resident:
+        return 0
     return r.evict(r.ctx, over, parts)
 
 
@@ -167,7 +176,7 @@ cdef int64_t add(Reclaim* r, int64_t bytes, bint parts, bint* tried) noexcept no
                 goal = r.limit - r.headroom
         # What comes as one piece makes room of its size, so that pieces leave as they are.
         used = reclaim_down_to(r, goal, bytes, ALL, parts, &stuck)
-        if stuck and used <= r.limit:
+        if stuck and used <= r.limit and us_read(&r.family.credit) == 0:
             us_write(&r.rest_until, us_now() + REST_NS)
     return used
 

@@ -51,6 +51,7 @@ cdef struct SwapSpace:
     int64_t deferred_next       # the one that is asked about next
     int64_t deferred_at         # ns: not before this
     us_mutex deferred_lock      # leaf: guards the four above
+    bint newest_first           # what is stored from now on is the first to be written back: the rest is not ours alone
     int64_t[MOST_DEVICES] swept # what kin_deaths said when an orphaned file was looked through
     us_mutex writeback_lock     # one writeback at a time: guards `bounce`. Outside entry locks.
     char* bounce                # writeback gathers here; page aligned
@@ -137,6 +138,8 @@ cdef bint space_has_device(SwapSpace* s) noexcept nogil          # writeback has
 cdef int64_t space_slot_bytes(SwapSpace* s) noexcept nogil       # in use in swap files
 cdef int64_t space_pool_bytes(SwapSpace* s) noexcept nogil
 cdef int64_t space_churn(SwapSpace* s) noexcept nogil             # bytes stored and freed in zswap, ever
+cdef int64_t space_packed_bytes(SwapSpace* s) noexcept nogil      # what lives of them
+cdef bint space_has_cold(SwapSpace* s) noexcept nogil            # writeback would begin with what was stored as cold
 cdef int64_t space_packed(SwapSpace* s) noexcept nogil           # how many folios are in zswap
 cdef int64_t space_stored_bytes(SwapSpace* s) noexcept nogil      # packed bytes, in zswap and in slots
 cdef int64_t space_metadata(SwapSpace* s) noexcept nogil

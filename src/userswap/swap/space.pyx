@@ -572,7 +572,7 @@ cdef void publish(SwapSpace* s, Leaving* leaving, int count, uint32_t cold, uint
         elif entry_type(entries[i]) == ZSWAP:
             # From here on it may be moved and written back, if the map lets its storage in while the holder is locked.
             owner = s.map.ops.owner(s.map, ids[i], holder + <uint64_t>i * 8)
-            if (cold >> i) & 1:
+            if (cold >> i) & 1 or s.newest_first:
                 zswap_set_owner_cold(s.zswap, entry_payload(entries[i]), owner)
             else:
                 zswap_set_owner(s.zswap, entry_payload(entries[i]), owner)
@@ -765,7 +765,7 @@ cdef uint64_t swap_promote(SwapSpace* s, Worker* worker, uint64_t id, uint64_t h
     cdef uint64_t entry
     cdef int length = codec_length(worker.packed, worker.loaded) if worker.loaded and not s.map.ops.bound else -1
     worker.loaded = 0
-    if length < 0:
+    if length < 0 or s.newest_first:
         return id
     memset(&leaving, 0, sizeof(leaving))
     store_packed(s, worker.packed, length, &leaving)
@@ -1032,7 +1032,15 @@ cdef int64_t space_pool_bytes(SwapSpace* s) noexcept nogil:
 
 
 cdef int64_t space_churn(SwapSpace* s) noexcept nogil:
-    return zswap_churn(s.zswap) + PART_BYTES * us_read(&s.part_outs)       # some of these were written in place
+    return zswap_churn(s.zswap) + 2 * PART_BYTES * us_read(&s.part_outs)   # some of these were written in place
+
+
+cdef int64_t space_packed_bytes(SwapSpace* s) noexcept nogil:
+    return zswap_stored(s.zswap)
+
+
+cdef bint space_has_cold(SwapSpace* s) noexcept nogil:
+    return zswap_cold(s.zswap) != 0
 
 
 cdef int64_t space_packed(SwapSpace* s) noexcept nogil:
