@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from userswap.backends.codec cimport FOLIO_BYTES, codec_metadata
 from userswap.backends.swapfile cimport SwapFile, swapfile_delete, swapfile_new
-from userswap.memory.ahead cimport ahead_rest
+from userswap.memory.ahead cimport ahead_may, ahead_on_want, ahead_rest
 from userswap.memory.faults cimport (
     faults_install, memory_background, memory_check, memory_compact, memory_evict, memory_holders, memory_pool_close,
     memory_snapshot, memory_writeback, pool_bind,
@@ -24,6 +24,9 @@ from userswap.swap.space cimport (
     space_stored_bytes,
 )
 from userswap.swap.traced cimport traced_events
+
+cdef extern from "Python.h":
+    int Py_AddPendingCall(int (*function)(void*) noexcept, void* argument) noexcept nogil
 
 FOLIO = FOLIO_BYTES
 
@@ -48,6 +51,22 @@ def open_arena(move: bool = True) -> None:
         error = faults_install()
     if error:
         raise OSError(-error, os.strerror(-error))
+
+
+cdef int start_thread(void* nothing) noexcept:
+    memory_background()         # if it can't be, the process does without
+    return 0
+
+
+cdef void want_thread() noexcept nogil:
+    # From a fault, which interrupts a load or store and so nobody who is in there: the interpreter does it soon after.
+    Py_AddPendingCall(start_thread, NULL)
+
+
+def forked() -> None:
+    """Python's own handlers of a fork have run in the child: it may have a thread when it first has use for one."""
+    ahead_on_want(want_thread)
+    ahead_may()
 
 
 def rest() -> None:

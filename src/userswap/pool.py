@@ -37,6 +37,7 @@ MOST_WORKERS = 8
 LEAST_ARRAY = 4096
 LEAST_RESIDENT = 8 << 20
 _start_lock = threading.Lock()
+_forks_watched = False
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ def start() -> None:
     Raises:
         UnsupportedError: this machine can't run userswap; the text says what to do.
     """
+    global _forks_watched
     # A thread that has SIGBUS blocked would be killed by its first fault.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGBUS})
     with _start_lock:
@@ -163,6 +165,9 @@ def start() -> None:
         # Libraries that the thread uses take themselves apart after this. Only the last of several counts.
         atexit.unregister(_core.rest)
         atexit.register(_core.rest)
+        if not _forks_watched:
+            os.register_at_fork(after_in_child=_core.forked)
+            _forks_watched = True
 
 
 def _directory(name: str) -> str:
