@@ -1,4 +1,4 @@
-"""A family of forked processes: a slot is whose it is until the last of them has freed it, and they share one budget."""
+"""A family of forked processes: a slot is theirs until the last of them has freed it, and they share one budget."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from helpers import run_python
 
 PRELUDE = """
-import os, signal, sys, time, numpy as np, userswap
+import os, select, signal, sys, time, numpy as np, userswap
 from helpers import check_empty, check_pool, fresh_pool
 def noise(i): return np.frombuffer(np.random.default_rng(i).bytes(1 << 20), np.int64)
 def wait(pid): return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -34,7 +34,7 @@ class Way:
     "A signal between processes."
     def __init__(self): self.ends = os.pipe()
     def tell(self, n=1): os.write(self.ends[1], b"x" * n)
-    def hear(self): assert os.read(self.ends[0], 1)
+    def hear(self): assert select.select([self.ends[0]], [], [], 60)[0] and os.read(self.ends[0], 1)
 """
 
 
@@ -291,7 +291,8 @@ def live(me, depth, rng, pool, arrays, expected, turns):
         elif what == 10 and depth < 3 and len(children) < 3:
             pid = os.fork()
             if pid == 0:
-                live(f"{me}.{turn}", depth + 1, random.Random(f"{seed} {me} {turn}"), pool, arrays, expected, turns // 2)
+                other = random.Random(f"{seed} {me} {turn}")
+                live(f"{me}.{turn}", depth + 1, other, pool, arrays, expected, turns // 2)
                 os._exit(0)
             children.append(pid)
         elif children:

@@ -37,7 +37,7 @@ MOST_WORKERS = 8
 LEAST_ARRAY = 4096
 LEAST_RESIDENT = 8 << 20
 _start_lock = threading.Lock()
-_forks_watched = False
+_watched: list[bool] = []  # forks, from the first pool on
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,6 @@ def start() -> None:
     Raises:
         UnsupportedError: this machine can't run userswap; the text says what to do.
     """
-    global _forks_watched
     # A thread that has SIGBUS blocked would be killed by its first fault.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGBUS})
     with _start_lock:
@@ -165,9 +164,9 @@ def start() -> None:
         # Libraries that the thread uses take themselves apart after this. Only the last of several counts.
         atexit.unregister(_core.rest)
         atexit.register(_core.rest)
-        if not _forks_watched:
+        if not _watched:
             os.register_at_fork(after_in_child=_core.forked)
-            _forks_watched = True
+            _watched.append(True)
 
 
 def _directory(name: str) -> str:

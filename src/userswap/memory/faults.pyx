@@ -52,8 +52,8 @@ from userswap.native.us cimport (
     us_word_release, us_word_spin, us_word_wait, us_write,
 )
 from userswap.reclaim.reclaim cimport (
-    reclaim_background, reclaim_before_fork, reclaim_charge, reclaim_inherit, reclaim_low, reclaim_settle, reclaim_short,
-    reclaim_try, reclaim_uncharge, reclaim_write,
+    reclaim_background, reclaim_before_fork, reclaim_charge, reclaim_inherit, reclaim_low, reclaim_settle,
+    reclaim_short, reclaim_try, reclaim_uncharge, reclaim_write,
 )
 from userswap.swap.holder cimport holder_release
 from userswap.swap.kin cimport kin_after_fork, kin_before_fork, kin_generation, kin_me

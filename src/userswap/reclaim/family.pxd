@@ -1,14 +1,14 @@
-# Family: the processes that came of one another by fork and have copies of one pool share its budget. A mapping that all
-# see (the ledger) has a line for each process of swap/kin: what of the budget it has for itself. Each may have what the
-# others leave; at least half of an equal share, and what it can't do without; at most the whole budget.
+# Family: the processes that came of one another by fork and have copies of one pool share its budget. A mapping that
+# all see (the ledger) has a line for each process of swap/kin: what of the budget it has for itself. Each may have
+# what the others leave; at least half of an equal share, and what it can't do without; at most the whole budget.
 #
-# What a child inherits is the parent's memory, which the kernel copies when one of them writes to it: as long as it is
-# known to be still the same, it counts in the parent only (the child's *credit*). Whatever might have made a copy of it
-# counts against the credit: what the child brings in, what it stores, each page fault of it, and what the parent has let
-# go since, as that is then the child's alone.
+# What a child inherits is the parent's memory, which the kernel copies when one of them writes to it: as long as it
+# is known to be still the same, it counts in the parent only (the child's *credit*). Whatever might have made a copy
+# of it counts against the credit: what the child brings in, what it stores, each page fault of it, and what the
+# parent has let go since, as that is then the child's alone.
 #
-# A line counts from the first charge after the fork on, and until its process is gone: who only forks and executes, or
-# never touches swapped memory, costs nobody anything.
+# A line counts from the first charge after the fork on, and until its process is gone: who only forks and executes,
+# or never touches swapped memory, costs nobody anything.
 from libc.stdint cimport int64_t, uint64_t
 
 cdef struct Line

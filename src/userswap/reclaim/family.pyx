@@ -133,7 +133,8 @@ cdef void family_before_fork(Family* f, const Account* a) noexcept nogil:
     if f.apart or kin_me() < 0:
         return
     if f.lines == NULL:
-        p = mmap(NULL, KIN_MOST * sizeof(Line), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        p = mmap(NULL, KIN_MOST * sizeof(Line), PROT_READ | PROT_WRITE,
+                 MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
         if p == MAP_FAILED:
             return
         madvise(p, KIN_MOST * sizeof(Line), MADV_DONTDUMP)

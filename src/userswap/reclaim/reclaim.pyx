@@ -1,8 +1,8 @@
 """Reclaim: the budget and the balance between resident folios, zswap and the swap file.
 
-Knows the swap space below it, and by `family` what other processes leave; asks the room above it to evict through a function pointer only. Holds no
-lock of its own: the sums are atomic, and every thread that is over the budget reclaims for itself, so that
-compression runs on as many cores as there are threads that need memory.
+Knows the swap space below it, and by `family` what other processes leave; asks the room above it to evict through a
+function pointer only. Holds no lock of its own: the sums are atomic, and every thread that is over the budget
+reclaims for itself, so that compression runs on as many cores as there are threads that need memory.
 
 Order of measures, cheapest first:
 1. give back pool memory that holds nothing (compaction), when it is more than WASTE_PERCENT of what is stored;

@@ -6,10 +6,11 @@
 # before the fork and of which only the child has a descriptor after it: so the kernel gives it up however the child
 # ends, and by close-on-exec when it becomes another program; and no process number is asked that may be another's.
 #
-# *Tables.* For each swap file that was in use at a fork, a mapping that all share: a bitmap of its slots for each row.
-# Only who opened the file (its *owner*) writes to it; to the others it is read-only. They get the bits of the slots that
-# their parent refers to, clear those that they free, and who is gone has none. The owner frees no slot of which a bit is
-# left; when it is gone, nobody takes slots any more, and who finds that no bit is left punches the hole.
+# *Tables.* For each swap file that was in use at a fork, a mapping that all share: a bitmap of its slots for each
+# row. Only who opened the file (its *owner*) writes to it; to the others it is read-only. They get the bits of the
+# slots that their parent refers to, clear those that they free, and who is gone has none. The owner frees no slot of
+# which a bit is left; when it is gone, nobody takes slots any more, and who finds that no bit is left punches the
+# hole.
 from libc.stdint cimport int64_t, uint64_t
 
 cdef enum:

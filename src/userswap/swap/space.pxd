@@ -52,7 +52,7 @@ cdef struct SwapSpace:
     int64_t deferred_at         # ns: not before this
     us_mutex deferred_lock      # leaf: guards the four above
     bint newest_first           # what is stored from now on is the first to be written back: the rest is not ours alone
-    int64_t[MOST_DEVICES] swept # what kin_deaths said when an orphaned file was looked through
+    int64_t[MOST_DEVICES] swept  # what kin_deaths said when an orphaned file was looked through
     us_mutex writeback_lock     # one writeback at a time: guards `bounce`. Outside entry locks.
     char* bounce                # writeback gathers here; page aligned
     int64_t bounce_bytes
@@ -131,7 +131,8 @@ cdef bint swap_same(SwapSpace* s, uint64_t id) noexcept nogil     # same-filled:
 cdef int64_t swap_writeback(SwapSpace* s, int64_t want, bint rest) noexcept nogil
 # Gives back memory of the zswap pool that holds nothing, beyond `percent` of what it stores.
 cdef int64_t swap_compact(SwapSpace* s, int percent, int64_t effort) noexcept nogil
-# fork, after kin_before_fork: notes which slots the child will refer to. In the child: what its devices are from now on.
+# fork, after kin_before_fork: notes which slots the child will refer to. In the child: what its devices are from now
+# on.
 cdef void space_before_fork(SwapSpace* s) noexcept nogil
 cdef void space_inherit(SwapSpace* s) noexcept nogil
 cdef bint space_has_device(SwapSpace* s) noexcept nogil          # writeback has somewhere to go, or may have

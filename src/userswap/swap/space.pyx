@@ -23,7 +23,8 @@ from userswap.backends.swapfile cimport (
     swapfile_words, swapfile_write,
 )
 from userswap.backends.zswap cimport (
-    zswap_alloc, zswap_bytes, zswap_churn, zswap_cold, zswap_coldest, zswap_compact, zswap_delete, zswap_free, zswap_memory,
+    zswap_alloc, zswap_bytes, zswap_churn, zswap_cold, zswap_coldest, zswap_compact, zswap_delete, zswap_free,
+    zswap_memory,
     zswap_metadata, zswap_new, zswap_objects, zswap_resize, zswap_room, zswap_set_owner, zswap_set_owner_cold,
     zswap_stored,
 )
