@@ -19,7 +19,7 @@ $(BIN)/.tools: pyproject.toml
 	@command -v $${CC:-cc} >/dev/null || { echo "a C compiler is needed: on Debian and Ubuntu, apt-get install gcc"; exit 1; }
 	@$(PYTHON) -c 'import pathlib, sys, sysconfig; sys.exit(0 if pathlib.Path(sysconfig.get_path("include"), "Python.h").exists() else "the headers of Python are needed to build: on Debian and Ubuntu, apt-get install python3-dev")'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { echo "on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
-	@$(PIP) install 'meson-python>=0.17' 'meson>=1.4' ninja 'cython>=3.1' 'numpy>=2.0' 'blosc2>=4.1' 'rich>=13' 'matplotlib>=3.8' 'pandas>=2.2' \
+	@$(PIP) install 'meson-python>=0.17' 'meson>=1.4' ninja 'cython>=3.1' 'numpy>=2.0' 'blosc2>=4.1' 'rich>=13' 'matplotlib>=3.8' 'pandas>=2.2' 'joblib>=1.4' \
 	    'pytest>=8' 'hypothesis>=6' 'py-spy>=0.4' 'memray>=1.15' 'mypy>=1.11' 'ruff>=0.6' 'cython-lint>=0.16'
 	@touch $@
 

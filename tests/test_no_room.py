@@ -183,7 +183,7 @@ def test_what_zswap_has_no_address_space_for_goes_to_slots_packed(tmp_path: Path
     fd = os.open(tmp_path, os.O_TMPFILE | os.O_RDWR)
     core = _core.Core(
         limit=64 * MIB, design="sparse", address_space=2 * MIB, fd=fd, file_limit=64 * MIB,
-        file_name="here", directory="", hard=False, dedupe=True, background=False,
+        file_name="here", directory="", hard=False, dedupe=True, background=False, apart=False,
     )  # fmt: skip
     handler = numpy_hook.new_handler(core)
     model = data("walk", 12 * MIB, 1)

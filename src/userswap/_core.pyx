@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from userswap.backends.codec cimport FOLIO_BYTES, codec_metadata
 from userswap.backends.swapfile cimport SwapFile, swapfile_delete, swapfile_new
-from userswap.memory.ahead cimport ahead_rest
+from userswap.memory.ahead cimport ahead_may, ahead_on_want, ahead_rest
 from userswap.memory.faults cimport (
     faults_install, memory_background, memory_check, memory_compact, memory_evict, memory_fit, memory_holders,
     memory_pin, memory_pool_close, memory_shrink, memory_snapshot, memory_unpin, memory_writeback, pool_bind,
@@ -20,13 +20,16 @@ from userswap.memory.regions cimport BUCKETS, MemoryPool, Region, arena_open, po
 from userswap.memory.stage cimport STAGE_SLOTS
 from userswap.memory.watcher cimport WATCHER_PIECE, watcher_rest, watcher_start
 from userswap.native.us cimport us_add, us_debug, us_max, us_read, us_write
-from userswap.reclaim.reclaim cimport reclaim_used
+from userswap.reclaim.reclaim cimport reclaim_ceiling, reclaim_used
 from userswap.reclaim.watch cimport Watch, watch_add, watch_delete, watch_machine, watch_new
 from userswap.swap.space cimport (
     SwapSpace, space_metadata, space_dedupe, space_new, space_pool_bytes, space_slot_bytes,
     space_stored_bytes,
 )
 from userswap.swap.traced cimport traced_events
+
+cdef extern from "Python.h":
+    int Py_AddPendingCall(int (*function)(void*) noexcept, void* argument) noexcept nogil
 
 cdef extern from "<unistd.h>" nogil:
     int getpid()
@@ -50,6 +53,22 @@ def open_arena(move: bool = True) -> None:
         error = faults_install()
     if error:
         raise OSError(-error, os.strerror(-error))
+
+
+cdef int start_thread(void* nothing) noexcept:
+    memory_background()         # if it can't be, the process does without
+    return 0
+
+
+cdef void want_thread() noexcept nogil:
+    # From a fault, which interrupts a load or store and so nobody who is in there: the interpreter does it soon after.
+    Py_AddPendingCall(start_thread, NULL)
+
+
+def forked() -> None:
+    """Python's own handlers of a fork have run in the child: it may have a thread when it first has use for one."""
+    ahead_on_want(want_thread)
+    ahead_may()
 
 
 def rest() -> None:
@@ -77,9 +96,10 @@ cdef class Core:
     """A pool: its budget, its swap space, its regions. Lives on behind its regions after `close`."""
 
     def __cinit__(self, *, limit: int, design: str, address_space: int, fd: int, file_limit: int, file_name: str,
-                  directory: str, hard: bool, dedupe: bool, background: bool):
+                  directory: str, hard: bool, dedupe: bool, background: bool, apart: bool):
         """`limit`: bytes. `fd`: an open swap file (owned from now on) or -1. `directory`: for children's own.
-        `dedupe`: store identical folios once. `background`: let a thread of ours work while the program computes."""
+        `dedupe`: store identical folios once. `background`: let a thread of ours work while the program computes.
+        `apart`: forked children have a whole budget each."""
         cdef SwapFile* device = NULL
         cdef SwapSpace* space = NULL
         cdef int64_t bounce = min(1 << 20, max(128 << 10, limit // 64)) // 4096 * 4096
@@ -102,6 +122,7 @@ cdef class Core:
         if dedupe and space_dedupe(space, limit) != 0:
             raise MemoryError("no memory for the index of identical folios")
         self.pool.reclaim.hard = hard
+        self.pool.reclaim.family.apart = apart
         if background:
             memory_background()     # without it, every fault does its own work
         self.pool.reclaim.overhead = codec_metadata() + sizeof(MemoryPool)
@@ -189,6 +210,7 @@ cdef class Core:
         us_max(&p.reclaim.peak, resident + packed + metadata)
         return {
             "budget_bytes": p.reclaim.limit,
+            "allowed_bytes": reclaim_ceiling(&p.reclaim),
             "peak_bytes": us_read(&p.reclaim.peak),
             "resident_bytes": resident,
             "pool_bytes": packed,

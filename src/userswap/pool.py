@@ -39,6 +39,7 @@ LEAST_ARRAY = 4096
 LEAST_RESIDENT = 8 << 20
 BUDGET = "the budget (ram)"
 _start_lock = threading.Lock()
+_watched: list[bool] = []  # forks, from the first pool on
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Stats:
 
     budget_bytes: int
     """The budget: RAM for resident folios, the compressed pool and metadata together."""
+    allowed_bytes: int
+    """What this process may use of it now: all, unless processes that it forked, or that forked it, use some."""
     peak_bytes: int
     """Most that was ever used of it."""
     resident_bytes: int
@@ -163,6 +166,9 @@ def start() -> None:
         # Libraries that the thread uses take themselves apart after this. Only the last of several counts.
         atexit.unregister(_core.rest)
         atexit.register(_core.rest)
+        if not _watched:
+            os.register_at_fork(after_in_child=_core.forked)
+            _watched.append(True)
 
 
 def least_budget() -> int:
@@ -227,6 +233,8 @@ class Pool:
         hard: end the program rather than exceed the budget when nothing is left to do.
         dedupe: store identical folios once; costs a hash of what is swapped out, and 8 bytes for each 16 KiB of budget.
         map_design: which design of the swap map to use, one of ``userswap.swap.map.DESIGN_NAMES``.
+        children: "share": this process and those that are forked from it keep to the budget together; "own": each has
+            a whole one for itself.
 
     Raises:
         BadSize: a size that can't be read.
@@ -250,7 +258,10 @@ class Pool:
         hard: bool = False,
         dedupe: bool = True,
         map_design: str = "on_demand",
+        children: str = "share",
     ) -> None:
+        if children not in ("share", "own"):
+            raise ValueError(f'children is {children!r}: write "share" (one budget for all) or "own" (one for each).')
         self.budget_reason: str | None = None
         """Where the budget came from at first, when it was not given."""
         if ram is None:
@@ -274,6 +285,7 @@ class Pool:
             hard=hard,
             dedupe=dedupe,
             # USERSWAP_READAHEAD=0: no thread of ours, to see what it does.
+            apart=children == "own",
             background=len(os.sched_getaffinity(0)) > 1 and os.environ.get("USERSWAP_READAHEAD") != "0",
         )
         self._handler = numpy_hook.new_handler(self._core)
@@ -474,6 +486,7 @@ def install(
     hard: bool = False,
     dedupe: bool = True,
     map_design: str = "on_demand",
+    children: str = "share",
 ) -> Installation:
     """From here on every NumPy array of `min_array` bytes and more lives in swap, whichever thread makes it.
 
@@ -482,7 +495,7 @@ def install(
 
     Args and errors are those of `Pool`.
     """
-    pool = Pool(ram, swap, min_array=min_array, hard=hard, dedupe=dedupe, map_design=map_design)
+    pool = Pool(ram, swap, min_array=min_array, hard=hard, dedupe=dedupe, map_design=map_design, children=children)
     return Installation(pool, pool.min_array)
 
 

@@ -32,4 +32,10 @@ cdef int swapfile_read(SwapFile* f, int64_t slot, int n, void* buffer) noexcept 
 # False: not all of it came. Whoever wants to know why reads one by one.
 cdef bint swapfile_scatter(SwapFile* f, int64_t slot, iovec* parts, int count) noexcept nogil
 cdef int64_t swapfile_used(SwapFile* f) noexcept nogil          # slots in use
+cdef uint64_t swapfile_slots(SwapFile* f) noexcept nogil        # at most
+# For a fork, with nobody at it: sets the bits of the slots in use in a bitmap that is as long as swapfile_words says.
+cdef uint64_t swapfile_words(SwapFile* f) noexcept nogil
+cdef void swapfile_copy(SwapFile* f, uint64_t* bits) noexcept nogil
+# Gives the blocks of n slots back, of which nobody makes any use, in a file where nobody takes slots any more.
+cdef void swapfile_punch(SwapFile* f, int64_t slot, int64_t n) noexcept nogil
 cdef int64_t swapfile_metadata(SwapFile* f) noexcept nogil      # bytes of RAM for bitmaps

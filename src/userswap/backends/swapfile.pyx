@@ -436,6 +436,32 @@ cdef bint swapfile_scatter(SwapFile* f, int64_t slot, iovec* parts, int count) n
 cdef int64_t swapfile_used(SwapFile* f) noexcept nogil:
     return us_read(&f.used)
 
+cdef uint64_t swapfile_slots(SwapFile* f) noexcept nogil:
+    return f.slots
+
+cdef uint64_t swapfile_words(SwapFile* f) noexcept nogil:
+    return <uint64_t>f.fresh * WORDS
+
+cdef void swapfile_copy(SwapFile* f, uint64_t* bits) noexcept nogil:
+    cdef Cluster* k
+    cdef uint32_t number
+    cdef int w
+    for number in range(1, f.fresh + 1):
+        k = cluster(f, number)
+        if k.count == 0:
+            continue            # what it is copied to may have no memory there yet
+        for w in range(WORDS):
+            bits[<uint64_t>(number - 1) * WORDS + w] |= k.used[w]
+
+cdef void swapfile_punch(SwapFile* f, int64_t slot, int64_t n) noexcept nogil:
+    cdef int kept = c.errno
+    cdef int tries = 0
+    us_chaos()
+    while tries < STALLS and fallocate(f.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                                       slot * SLOT_BYTES, n * SLOT_BYTES) != 0 and c.errno == c.EINTR:
+        tries += 1
+    c.errno = kept
+
 cdef int64_t swapfile_metadata(SwapFile* f) noexcept nogil:
     # The mapping was touched up to the highest cluster that was ever used.
     cdef int64_t n = <char*>&f.clusters[f.fresh] - <char*>f

@@ -38,6 +38,7 @@ cdef char* zswap_memory(Zswap* z, uint64_t handle, uint32_t* length) noexcept no
 cdef int64_t zswap_bytes(Zswap* z) noexcept nogil
 cdef int64_t zswap_stored(Zswap* z) noexcept nogil
 cdef int64_t zswap_objects(Zswap* z) noexcept nogil
+cdef int64_t zswap_churn(Zswap* z) noexcept nogil               # bytes written and freed, ever; a hint
 # Bytes of RAM outside the segments (control words, size classes): not part of zswap_bytes.
 cdef int64_t zswap_metadata(Zswap* z) noexcept nogil
 # Gives memory back until waste is below `percent` of what is stored (and COMPACT_SLACK), moving objects

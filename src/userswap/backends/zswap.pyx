@@ -618,6 +618,9 @@ cdef int64_t zswap_stored(Zswap* z) noexcept nogil:
 cdef int64_t zswap_objects(Zswap* z) noexcept nogil:
     return us_read(&z.objects)
 
+cdef int64_t zswap_churn(Zswap* z) noexcept nogil:
+    return us_read(&z.churn)
+
 cdef int zswap_cold(Zswap* z) noexcept nogil:
     return <int>z.cold_count
 

@@ -1,8 +1,8 @@
 """Readahead: the table of windows that were asked for, and the thread that fills them (see ahead.pxd).
 
 The thread is made by ordinary code (a pool's constructor), since a handler may not. It blocks all signals but
-those of its own faults, is inside the gate while it works, and sleeps on a futex otherwise. A forked child has none,
-and does without readahead.
+those of its own faults, is inside the gate while it works, and sleeps on a futex otherwise. A forked child has none
+until it first would have use for it: then it asks ordinary code to make one, and does without until that comes by.
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
@@ -12,8 +12,7 @@ from userswap.memory.stage cimport STAGE_SLOTS
 from userswap.native.thread cimport us_thread
 from userswap.native.us cimport (
     us_add, us_assert, us_chaos, us_futex_wait, us_futex_wake, us_load32, us_lock, us_mutex, us_pause, us_read,
-    us_store32,
-    us_unlock, us_write,
+    us_store32, us_swap32, us_unlock, us_write,
 )
 
 cdef extern from "<limits.h>" nogil:
@@ -37,6 +36,9 @@ cdef uint64_t clock = 0
 cdef int64_t ready = 0
 cdef bint running = False
 cdef bint resting = False
+cdef bint lost = False              # there was one in the process that we were forked from
+cdef uint32_t may = 0
+cdef void (*ask_later)() noexcept nogil
 cdef const AheadOps* operations
 
 
@@ -82,7 +84,19 @@ cdef int ahead_start(const AheadOps* ops) noexcept nogil:
 
 
 cdef bint ahead_running() noexcept nogil:
+    if not running and us_load32(&may) and us_swap32(&may, 0) and not resting:
+        ask_later()
     return running and not resting
+
+
+cdef void ahead_on_want(void (*later)() noexcept nogil) noexcept nogil:
+    global ask_later
+    ask_later = later
+
+
+cdef void ahead_may() noexcept nogil:
+    if lost and not running and ask_later != NULL:
+        us_store32(&may, 1)
 
 
 cdef void ahead_rest() noexcept nogil:
@@ -260,7 +274,7 @@ cdef int64_t ahead_forget(MemoryPool* pool, Region* region, bint wait) noexcept 
 
 cdef void ahead_renew() noexcept nogil:
     """What was READY was on a stage that the child does not have; the pool's books forget it."""
-    global running
+    global running, lost
     cdef int i
     for i in range(AHEAD_JOBS):
         if jobs[i].state == READY:
@@ -268,4 +282,6 @@ cdef void ahead_renew() noexcept nogil:
             operations.drop(&jobs[i])
     memset(jobs, 0, sizeof(jobs))
     us_write(&ready, 0)
+    lost = lost or running
     running = False
+    us_store32(&may, 0)

@@ -52,16 +52,16 @@ from userswap.native.us cimport (
     us_word_release, us_word_spin, us_word_wait, us_write,
 )
 from userswap.reclaim.reclaim cimport (
-    reclaim_background, reclaim_charge, reclaim_low, reclaim_short, reclaim_shrink, reclaim_try, reclaim_uncharge,
-    reclaim_used, reclaim_write,
+    reclaim_background, reclaim_before_fork, reclaim_charge, reclaim_inherit, reclaim_low, reclaim_settle,
+    reclaim_short, reclaim_shrink, reclaim_try, reclaim_uncharge, reclaim_used, reclaim_write,
 )
 from userswap.swap.holder cimport holder_release
-from userswap.swap.kin cimport kin_after_fork, kin_before_fork
+from userswap.swap.kin cimport kin_after_fork, kin_before_fork, kin_generation, kin_me
 from userswap.swap.map cimport HolderOps, SwapMap
 from userswap.swap.space cimport (
-    RUN_FOLIOS, SwapSpace, space_has_slots, space_inherit, space_packed, swap_cached, swap_compact, swap_dup, swap_far,
-    swap_fetch, swap_in, swap_in_part, swap_out, swap_out_parts, swap_out_run, swap_promote, swap_put, swap_same,
-    swap_shared, swap_uncache, swap_unpack, swap_writeback,
+    RUN_FOLIOS, SwapSpace, space_before_fork, space_inherit, space_packed, swap_cached, swap_compact, swap_dup,
+    swap_far, swap_fetch, swap_in, swap_in_part, swap_out, swap_out_parts, swap_out_run, swap_promote, swap_put,
+    swap_same, swap_shared, swap_uncache, swap_unpack, swap_writeback,
 )
 
 cdef extern from *:
@@ -166,7 +166,6 @@ cdef uint64_t NOWHERE = <uint64_t>-1     # no folio that a stream goes on with
 # child never inherits a BUSY word or a held mutex.
 cdef uint64_t gate = 0
 cdef bint installed = False
-cdef bint forking_slots = False     # the fork under way: a child will have slots of ours to read
 
 
 cdef void gate_enter() noexcept nogil:
@@ -1589,6 +1588,7 @@ cdef void memory_free(void* start) noexcept nogil:
     us_add(&pool.swapped_bytes, -swapped)
     us_add(&pool.parts, -parts)
     reclaim_uncharge(&pool.reclaim, resident)
+    reclaim_settle(&pool.reclaim)
     region_release(region)
     leave()
 
@@ -2080,32 +2080,32 @@ cdef void open_gate() noexcept nogil:
 
 
 cdef void before_fork() noexcept nogil:
-    global forking_slots
     cdef MemoryPool* pool
     close_gate()
     pool = pool_first()
-    forking_slots = False
-    while pool != NULL:
-        forking_slots = forking_slots or space_has_slots(pool.swap)
-        pool = pool.next
-    if forking_slots:
+    if pool != NULL:
         kin_before_fork()
+    while pool != NULL:
+        if pool.swap != NULL:           # else another thread is making it
+            space_before_fork(pool.swap)
+            reclaim_before_fork(&pool.reclaim)
+        pool = pool.next
 
 
 cdef void after_fork_in_parent() noexcept nogil:
-    if forking_slots:
-        kin_after_fork(False)
+    kin_after_fork(False)
     open_gate()
 
 
 cdef void after_fork_in_child() noexcept nogil:
     """The child's memory is the parent's at the fork, copied on write by the kernel: page tables, zswap pool and
     resident folios alike. Missing are the registration and the write protection; and swap files are the
-    parent's, to be read only."""
+    parent's, to be read only. Which of their slots we refer to was noted before (space_before_fork)."""
     cdef MemoryPool* pool
     cdef Region* region
     cdef uint64_t i, word
-    cdef int error
+    cdef int error, parent
+    cdef uint64_t parent_generation
     cdef const char* text = b"userswap: a forked process can't open its own userfaultfd and ends.\n"
     us_store(&gate, 0)
     error = frames_reopen()
@@ -2114,18 +2114,21 @@ cdef void after_fork_in_child() noexcept nogil:
         _exit(70)
     stage_renew()
     ahead_renew()
-    if forking_slots:
-        kin_after_fork(True)
+    parent = kin_me()
+    parent_generation = kin_generation(parent) if parent >= 0 else 0
+    kin_after_fork(True)
     pool = pool_first()
     while pool != NULL:
-        space_inherit(pool.swap)
         us_write(&pool.watched, 0)      # no thread here that looks: the budget stays what it was
+        if pool.swap != NULL:
+            space_inherit(pool.swap)
+            reclaim_inherit(&pool.reclaim, parent, parent_generation)
         region = pool.regions
         while region != NULL:
             for i in range(region_folios(region)):
                 word = region.words[i]
-                # Parts stay: their id has what is not in place, and their sums say the same here.
-                if word_state(word) == CLEAN and not word & PARTIAL:
+                # What was known to be clean by its protection is not any more; a sum says the same here as there.
+                if word & GUARDED:
                     swap_put(pool.swap, word_id(word))
                     word = word_make(DIRTY, 0) | (word & PIN_MASK)
                 # pins belong to system calls of threads that are not here

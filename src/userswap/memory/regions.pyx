@@ -19,7 +19,7 @@ from userswap.native.mman cimport (
 from userswap.native.us cimport (
     us_add, us_assert, us_cas, us_load_ptr, us_lock, us_max, us_mutex, us_read, us_store, us_store_ptr, us_unlock,
 )
-from userswap.reclaim.reclaim cimport reclaim_set_limit
+from userswap.reclaim.reclaim cimport reclaim_delete, reclaim_set_limit
 from userswap.reclaim.watch cimport watch_delete
 from userswap.swap.space cimport space_delete
 
@@ -355,6 +355,7 @@ cdef void pool_put(MemoryPool* pool) noexcept nogil:
         link = &link[0].next
     link[0] = pool.next
     us_unlock(&arena_lock)
+    reclaim_delete(&pool.reclaim)
     if pool.swap != NULL:
         space_delete(pool.swap)
     watch_delete(pool.watch)

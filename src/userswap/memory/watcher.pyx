@@ -5,7 +5,7 @@ from userswap.memory.faults cimport memory_fit, memory_next_watched, memory_shri
 from userswap.memory.regions cimport MemoryPool
 from userswap.native.thread cimport us_thread
 from userswap.native.us cimport us_add, us_now, us_read, us_write
-from userswap.reclaim.reclaim cimport reclaim_used
+from userswap.reclaim.reclaim cimport reclaim_settle, reclaim_used
 from userswap.reclaim.watch cimport watch_events, watch_look, watch_pause
 
 cdef extern from "<poll.h>" nogil:
@@ -33,7 +33,10 @@ cdef int64_t busy = 0           # it is at a pool
 cdef int64_t look(MemoryPool* pool) noexcept nogil:
     """What there is to do about a pool; ms until it is to be looked at again."""
     cdef int64_t limit = pool.reclaim.limit
-    cdef int64_t budget = watch_look(pool.watch, reclaim_used(&pool.reclaim), us_now())
+    cdef int64_t budget
+    # What forked children use is the family's, to be divided by it, and nothing that the budget has to leave room for.
+    reclaim_settle(&pool.reclaim)
+    budget = watch_look(pool.watch, reclaim_used(&pool.reclaim) + us_read(&pool.reclaim.family.others), us_now())
     if budget < pool.watch_least:
         budget = pool.watch_least
     if (budget - limit > limit // STEADY or limit - budget > limit // STEADY) and us_read(&pool.watched):

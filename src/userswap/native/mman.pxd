@@ -23,6 +23,7 @@ cdef extern from "<sys/mman.h>" nogil:
         MAP_FIXED_NOREPLACE
         MAP_NORESERVE
         MAP_POPULATE
+        MAP_SHARED
         MADV_DONTDUMP
         MADV_DONTFORK
         MADV_DONTNEED
@@ -32,6 +33,7 @@ cdef extern from "<sys/mman.h>" nogil:
         MADV_NOHUGEPAGE
         MADV_POPULATE_READ
         MADV_POPULATE_WRITE
+        MADV_REMOVE
         MADV_WIPEONFORK
     void* MAP_FAILED
     void* mmap(void* address, size_t length, int prot, int flags, int fd, long offset)

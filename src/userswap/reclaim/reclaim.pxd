@@ -1,8 +1,9 @@
 # Reclaim: the budget, and what leaves when. Resident folios + compressed pool + metadata share one budget;
 # a charge that takes the sum over it reclaims first. Which folio is cold is found by the memory room's clock
 # hand, called through `evict`; what is cold in zswap by zswap's own.
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
+from userswap.reclaim.family cimport Family
 from userswap.swap.space cimport SwapSpace
 
 # Makes about `want` bytes of folios non-resident; returns how many bytes it did, 0 when nothing can leave. `parts`: of
@@ -13,7 +14,8 @@ cdef struct Reclaim:
     SwapSpace* swap
     reclaim_evict evict
     void* ctx
-    int64_t limit               # the budget, bytes; this and the next two may change at any time (reclaim_set_limit)
+    int64_t limit               # the budget, bytes; it and headroom, slack may change at any time (reclaim_set_limit)
+    Family family               # who else uses it
     int64_t headroom            # reclaim keeps the sum this far below the limit, for what runs at the same time
     int64_t slack               # how much further down a background thread reclaims
     int64_t pressed             # charges for which it goes on, after one had to reclaim by itself
@@ -22,6 +24,7 @@ cdef struct Reclaim:
     const int64_t* aside        # bytes that the room above keeps for what comes next, of all pools
     int64_t overhead            # metadata of the rooms above, bytes
     int64_t resident            # bytes of folios in place, or about to be
+    int64_t brought             # bytes that ever became so
     int64_t peak                # most ever of resident + pool + metadata
     int64_t failures            # charges that stayed over the budget
     int64_t warned              # 1 after the warning; 0 again when it fits
@@ -47,3 +50,11 @@ cdef void reclaim_background(Reclaim* r) noexcept nogil         # what it then d
 cdef bint reclaim_low(Reclaim* r) noexcept nogil
 cdef void reclaim_write(Reclaim* r) noexcept nogil
 cdef void reclaim_uncharge(Reclaim* r, int64_t bytes) noexcept nogil
+# What this process may use now: the limit, or less if forked processes share it. Reclaim goes down to that as fast as
+# the process takes memory, and never calls it a failure if it does not get there: only the limit is hard.
+cdef int64_t reclaim_ceiling(Reclaim* r) noexcept nogil
+cdef void reclaim_settle(Reclaim* r) noexcept nogil             # lets the others know at once that we use less
+# fork, with the gate closed.
+cdef void reclaim_before_fork(Reclaim* r) noexcept nogil
+cdef void reclaim_inherit(Reclaim* r, int parent, uint64_t parent_generation) noexcept nogil
+cdef void reclaim_delete(Reclaim* r) noexcept nogil

@@ -1,8 +1,8 @@
 """Reclaim: the budget and the balance between resident folios, zswap and the swap file.
 
-Knows the swap space below it; asks the room above it to evict through a function pointer only. Holds no
-lock of its own: the sums are atomic, and every thread that is over the budget reclaims for itself, so that
-compression runs on as many cores as there are threads that need memory.
+Knows the swap space below it, and by `family` what other processes leave; asks the room above it to evict through a
+function pointer only. Holds no lock of its own: the sums are atomic, and every thread that is over the budget
+reclaims for itself, so that compression runs on as many cores as there are threads that need memory.
 
 Order of measures, cheapest first:
 1. give back pool memory that holds nothing (compaction), when it is more than WASTE_PERCENT of what is stored;
@@ -15,8 +15,13 @@ from libc.stdio cimport snprintf
 from libc.string cimport strerror
 
 from userswap.native.us cimport us_add, us_max, us_now, us_read, us_swap, us_write
+from userswap.reclaim.family cimport (
+    Account, family_before_fork, family_counts, family_delete, family_due, family_inherit, family_pressed,
+    family_settle,
+)
 from userswap.swap.space cimport (
-    space_has_device, space_metadata, space_pool_bytes, swap_compact, swap_writeback,
+    space_churn, space_has_cold, space_has_device, space_metadata, space_packed_bytes, space_pool_bytes, swap_compact,
+    swap_writeback,
 )
 
 cdef extern from "<unistd.h>" nogil:
@@ -30,8 +35,10 @@ cdef enum:
     LEAST_HEADROOM = 8 << 16
     LEAST_RESIDENT = 16 << 16
     ROUNDS = 256
+    WINDOWS = 4 << 20           # so much of what is inherited stays in place rather than what was stored since
     REST_NS = 5000000
     PRESSED = 4096
+    GIVE_WAY = 2                # for each byte that comes so many leave, above what other processes leave us
     STATUS_OVER_BUDGET = 137            # what a process ended by the OOM killer exits with
 
 cdef int64_t ALL = <int64_t>1 << 62
@@ -42,6 +49,35 @@ cdef int64_t reclaim_used(Reclaim* r) noexcept nogil:
             + us_read(&r.overhead))
 
 
+cdef Account account(Reclaim* r) noexcept nogil:
+    cdef Account a
+    a.limit = r.limit
+    a.resident = us_read(&r.resident)
+    a.pool = space_pool_bytes(r.swap)
+    a.metadata = us_read(r.aside) + space_metadata(r.swap) + us_read(&r.overhead)
+    a.used = a.resident + a.pool + a.metadata
+    a.brought = us_read(&r.brought)
+    a.came = (space_churn(r.swap) + space_packed_bytes(r.swap)) // 2
+    a.went = (space_churn(r.swap) - space_packed_bytes(r.swap)) // 2
+    return a
+
+
+cdef int64_t reclaim_ceiling(Reclaim* r) noexcept nogil:
+    cdef int64_t allowed = us_read(&r.family.allowed) if r.family.lines != NULL else r.limit
+    return allowed if allowed < r.limit else r.limit
+
+
+cdef void settle(Reclaim* r) noexcept nogil:
+    cdef Account a = account(r)
+    family_settle(&r.family, &a)
+    r.swap.newest_first = us_read(&r.family.credit) > 0
+
+
+cdef void reclaim_settle(Reclaim* r) noexcept nogil:
+    if family_counts(&r.family):
+        settle(r)
+
+
 cdef inline int64_t one_write(Reclaim* r) noexcept nogil:
     return WRITEBACK_BYTES if WRITEBACK_BYTES < r.limit // 32 else r.limit // 32
 
@@ -49,15 +85,20 @@ cdef inline int64_t one_write(Reclaim* r) noexcept nogil:
 cdef int64_t shrink(Reclaim* r, int64_t over, bint parts) noexcept nogil:
     """One step of the list above; 0 when no step gives anything."""
     cdef int64_t freed = swap_compact(r.swap, WASTE_PERCENT, COMPACT_EFFORT)
+    # What was inherited and is the parent's too makes no room when it leaves, only what was stored since does.
+    cdef bint inherited = us_read(&r.family.credit) > 0 and reclaim_used(r) <= r.limit - r.headroom
     if freed > 0:
         return freed
-    if us_read(&r.resident) > r.least_resident:
+    if us_read(&r.resident) > (WINDOWS if inherited and WINDOWS > r.least_resident else r.least_resident):
         freed = r.evict(r.ctx, over, parts)
         if freed > 0:
             return freed
-    freed = swap_writeback(r.swap, one_write(r), False)
-    if freed > 0:
-        return freed
+    if not inherited or space_has_cold(r.swap):
+        freed = swap_writeback(r.swap, one_write(r), False)
+        if freed > 0:
+            return freed
+    if inherited and us_read(&r.resident) <= r.least_resident:
+        return 0
     return r.evict(r.ctx, over, parts)
 
 
@@ -115,16 +156,30 @@ cdef bint resting(Reclaim* r) noexcept nogil:
 
 cdef int64_t add(Reclaim* r, int64_t bytes, bint parts, bint* tried, bint* stuck) noexcept nogil:
     """Adds to what is resident and, if that is too much and it may, reclaims: what is used then."""
-    cdef int64_t used
+    cdef int64_t used, ceiling, goal
     stuck[0] = False
     us_add(&r.resident, bytes)
+    us_add(&r.brought, bytes)
     us_write(&r.piece, bytes)
+    if family_due(&r.family):
+        settle(r)
     used = reclaim_used(r)
-    tried[0] = used > r.limit - r.headroom and not resting(r)
+    ceiling = reclaim_ceiling(r)
+    tried[0] = used > ceiling - r.headroom and not resting(r)
     if tried[0]:
         us_write(&r.pressed, PRESSED)
+        goal = ceiling - r.headroom
+        if ceiling < r.limit:
+            family_pressed(&r.family)
+            # Others came to want their share, or gave way: no fault has to wait for all of that.
+            if goal < used - GIVE_WAY * bytes:
+                goal = used - GIVE_WAY * bytes
+            if goal > r.limit - r.headroom:
+                goal = r.limit - r.headroom
         # What comes as one piece makes room of its size, so that pieces leave as they are.
-        used = reclaim_down_to(r, r.limit - r.headroom, bytes, ALL, parts, stuck)
+        used = reclaim_down_to(r, goal, bytes, ALL, parts, stuck)
+        if stuck[0] and used <= r.limit and us_read(&r.family.credit) == 0:
+            us_write(&r.rest_until, us_now() + REST_NS)
     return used
 
 
@@ -148,8 +203,9 @@ cdef bint reclaim_try(Reclaim* r, int64_t bytes) noexcept nogil:
     if us_read(&r.spare_at) != 0 and us_now() < us_read(&r.spare_at):
         return False
     used = add(r, bytes, False, &tried, &stuck)
-    if used > r.limit:
+    if used > reclaim_ceiling(r):
         us_add(&r.resident, -bytes)
+        us_add(&r.brought, -bytes)
         us_write(&r.spare_at, us_now() + REST_NS)
         return False
     us_max(&r.peak, used)
@@ -179,24 +235,25 @@ cdef bint reclaim_short(Reclaim* r) noexcept nogil:
     if pressed == 0:
         return False
     us_write(&r.pressed, pressed - 1)
-    return reclaim_used(r) > r.limit - r.headroom - r.slack // 2
+    return reclaim_used(r) > reclaim_ceiling(r) - r.headroom - r.slack // 2
 
 
 cdef void reclaim_background(Reclaim* r) noexcept nogil:
     # Not while nothing can leave: it would only throw out what the program works with.
-    cdef int64_t goal = r.limit - r.headroom - r.slack
+    cdef int64_t ceiling = reclaim_ceiling(r)
+    cdef int64_t goal = ceiling - r.headroom - r.slack
     cdef int64_t over = reclaim_used(r) - goal
     cdef bint stuck = False
     if over > 0 and not resting(r):
         # No more than was asked for: else the thread would go on for as long as the program's faults keep pace with it,
         # and do all reclaim, at a TLB flush across processors for each folio.
-        if reclaim_down_to(r, goal, us_read(&r.piece), over, False, &stuck) > r.limit - r.headroom and stuck:
+        if reclaim_down_to(r, goal, us_read(&r.piece), over, False, &stuck) > ceiling - r.headroom and stuck:
             us_write(&r.rest_until, us_now() + REST_NS)
 
 
 cdef bint reclaim_low(Reclaim* r) noexcept nogil:
     return (us_read(&r.resident) < r.least_resident + one_write(r) // 2 and space_has_device(r.swap)
-            and reclaim_used(r) > r.limit - r.headroom - one_write(r) // 2)
+            and reclaim_used(r) > reclaim_ceiling(r) - r.headroom - one_write(r) // 2)
 
 
 cdef void reclaim_write(Reclaim* r) noexcept nogil:
@@ -206,3 +263,18 @@ cdef void reclaim_write(Reclaim* r) noexcept nogil:
 
 cdef void reclaim_uncharge(Reclaim* r, int64_t bytes) noexcept nogil:
     us_add(&r.resident, -bytes)
+
+
+cdef void reclaim_before_fork(Reclaim* r) noexcept nogil:
+    cdef Account a = account(r)
+    family_before_fork(&r.family, &a)
+
+
+cdef void reclaim_inherit(Reclaim* r, int parent, uint64_t parent_generation) noexcept nogil:
+    cdef Account a = account(r)
+    family_inherit(&r.family, &a, parent, parent_generation)
+    us_write(&r.rest_until, 0)
+
+
+cdef void reclaim_delete(Reclaim* r) noexcept nogil:
+    family_delete(&r.family)

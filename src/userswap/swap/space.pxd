@@ -7,6 +7,7 @@ from userswap.backends.swapfile cimport SwapFile
 from userswap.backends.zswap cimport Zswap
 from userswap.native.us cimport us_mutex
 from userswap.swap.dedupe cimport Dedupe
+from userswap.swap.kin cimport KinSlots
 from userswap.swap.map cimport HolderOps, SwapMap
 
 # What a region's data is best compressed with, found by sampling. Plain fields: a lost update only costs
@@ -22,6 +23,7 @@ cdef enum:
     FETCH_MOST = 32             # folios that swap_fetch takes at once
 
 ctypedef SwapFile* SwapFilePointer
+ctypedef KinSlots* KinSlotsPointer
 
 cdef struct Deferred:
     int64_t slot
@@ -37,13 +39,20 @@ cdef struct SwapSpace:
     # Swap files by the number that an entry has. In a forked process the first `inherited` belong to its
     # ancestors: read, never written or freed. `current` is the one that is ours, -1 when there is none (yet).
     SwapFilePointer[MOST_DEVICES] devices
+    # Of the same file: which of its slots other processes refer to (swap/kin). NULL: no process was forked that may.
+    KinSlotsPointer[MOST_DEVICES] shared
+    bint untold                 # one was, and there was no memory to note which: so none is given out again
     int inherited
     int current
     uint64_t file_limit         # of a file that a forked process makes for itself, bytes
     char[256] directory         # and where; empty: it may not
-    Deferred* deferred          # slots that were freed while forked children might read them
+    Deferred* deferred          # slots that we freed and other processes still refer to
     int64_t deferred_count
-    us_mutex deferred_lock      # leaf: guards the two above
+    int64_t deferred_next       # the one that is asked about next
+    int64_t deferred_at         # ns: not before this
+    us_mutex deferred_lock      # leaf: guards the four above
+    bint newest_first           # what is stored from now on is the first to be written back: the rest is not ours alone
+    int64_t[MOST_DEVICES] swept  # what kin_deaths said when an orphaned file was looked through
     us_mutex writeback_lock     # one writeback at a time: guards `bounce`. Outside entry locks.
     char* bounce                # writeback gathers here; page aligned
     int64_t bounce_bytes
@@ -122,12 +131,16 @@ cdef bint swap_same(SwapSpace* s, uint64_t id) noexcept nogil     # same-filled:
 cdef int64_t swap_writeback(SwapSpace* s, int64_t want, bint rest) noexcept nogil
 # Gives back memory of the zswap pool that holds nothing, beyond `percent` of what it stores.
 cdef int64_t swap_compact(SwapSpace* s, int percent, int64_t effort) noexcept nogil
-# fork. Are there slots in use that a child would have to read; what a child's devices are from now on.
-cdef bint space_has_slots(SwapSpace* s) noexcept nogil
+# fork, after kin_before_fork: notes which slots the child will refer to. In the child: what its devices are from now
+# on.
+cdef void space_before_fork(SwapSpace* s) noexcept nogil
 cdef void space_inherit(SwapSpace* s) noexcept nogil
 cdef bint space_has_device(SwapSpace* s) noexcept nogil          # writeback has somewhere to go, or may have
 cdef int64_t space_slot_bytes(SwapSpace* s) noexcept nogil       # in use in swap files
 cdef int64_t space_pool_bytes(SwapSpace* s) noexcept nogil
+cdef int64_t space_churn(SwapSpace* s) noexcept nogil             # bytes stored and freed in zswap, ever
+cdef int64_t space_packed_bytes(SwapSpace* s) noexcept nogil      # what lives of them
+cdef bint space_has_cold(SwapSpace* s) noexcept nogil            # writeback would begin with what was stored as cold
 cdef int64_t space_packed(SwapSpace* s) noexcept nogil           # how many folios are in zswap
 cdef int64_t space_stored_bytes(SwapSpace* s) noexcept nogil      # packed bytes, in zswap and in slots
 cdef int64_t space_metadata(SwapSpace* s) noexcept nogil

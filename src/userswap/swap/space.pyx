@@ -18,11 +18,13 @@ from userswap.backends.codec cimport (
     codec_take, codec_update,
 )
 from userswap.backends.swapfile cimport (
-    SLOT_BYTES, SwapFile, iovec, swapfile_alloc, swapfile_delete, swapfile_free, swapfile_metadata, swapfile_new,
-    swapfile_read, swapfile_scatter, swapfile_take, swapfile_used, swapfile_write,
+    SLOT_BYTES, SwapFile, iovec, swapfile_alloc, swapfile_copy, swapfile_delete, swapfile_free, swapfile_metadata,
+    swapfile_new, swapfile_punch, swapfile_read, swapfile_scatter, swapfile_slots, swapfile_take, swapfile_used,
+    swapfile_words, swapfile_write,
 )
 from userswap.backends.zswap cimport (
-    zswap_alloc, zswap_bytes, zswap_cold, zswap_coldest, zswap_compact, zswap_delete, zswap_free, zswap_memory,
+    zswap_alloc, zswap_bytes, zswap_churn, zswap_cold, zswap_coldest, zswap_compact, zswap_delete, zswap_free,
+    zswap_memory,
     zswap_metadata, zswap_new, zswap_objects, zswap_resize, zswap_room, zswap_set_owner, zswap_set_owner_cold,
     zswap_stored,
 )
@@ -37,7 +39,11 @@ from userswap.swap.entry cimport (
     slot_device, slot_make, slot_offset, slot_raw,
 )
 from userswap.swap.holder cimport holder_release
-from userswap.swap.kin cimport kin_alive
+from userswap.swap.kin cimport (
+    KinSlots, kin_child, kin_deaths, kin_slots_any, kin_slots_bytes, kin_slots_clear, kin_slots_close, kin_slots_delete,
+    kin_slots_held, kin_slots_new, kin_slots_open, kin_slots_orphaned, kin_slots_pass, kin_slots_show, kin_slots_top,
+    kin_slots_word,
+)
 from userswap.swap.map cimport HolderOps, SwapMapOptions, swap_map_design
 
 cdef extern from "us.h" nogil:
@@ -55,6 +61,8 @@ cdef extern from "us.h" nogil:
 cdef enum:
     MOST_DEFERRED = 1 << 24
     DEFERRED_BYTES = MOST_DEFERRED * 16
+    DEFERRED_BATCH = 4096
+    DEFERRED_NS = 10000000
 
 cdef enum:
     SAMPLE_EVERY = 1024         # swap-outs between samples of a region that compresses
@@ -102,6 +110,59 @@ cdef SwapSpace* space_new(const char* design, uint64_t address_space, SwapFile* 
     return s
 
 
+cdef void sweep_orphan(SwapSpace* s, int device) noexcept nogil:
+    """Gives back all blocks of a file whose owner is gone, but for the slots that somebody still refers to."""
+    cdef KinSlots* t = s.shared[device]
+    cdef SwapFile* f = s.devices[device]
+    cdef int64_t hole = 0, at = 0, end = <int64_t>swapfile_slots(f)
+    cdef uint64_t word, bits
+    cdef int i
+    for word in range(kin_slots_top(t)):
+        bits = kin_slots_word(t, word)
+        if bits == 0:
+            continue
+        for i in range(64):
+            if (bits >> i) & 1:
+                at = <int64_t>(word * 64) + i
+                if at > hole and hole < end:
+                    swapfile_punch(f, hole, (at if at < end else end) - hole)
+                hole = at + 1
+    if hole < end:
+        swapfile_punch(f, hole, end - hole)
+
+
+cdef void let_go(SwapSpace* s, int device, int64_t slot, int slots) noexcept nogil:
+    """Slots of an ancestor's file that we refer to no more. If nobody gives them out any more, who is last punches."""
+    cdef KinSlots* t = s.shared[device]
+    cdef int64_t deaths
+    if t == NULL:
+        return
+    kin_slots_clear(t, slot, slots)
+    us_chaos()
+    if not kin_slots_orphaned(t):
+        return
+    deaths = kin_deaths() + 1
+    if us_read(&s.swept[device]) != deaths:
+        # What only the dead referred to, nobody else will ever ask about.
+        us_write(&s.swept[device], deaths)
+        sweep_orphan(s, device)
+    elif not kin_slots_held(t, slot, slots):
+        swapfile_punch(s.devices[device], slot, slots)
+
+
+cdef void delete_device(SwapSpace* s, int device) noexcept nogil:
+    cdef KinSlots* t = s.shared[device]
+    cdef bint discard = device >= s.inherited and not s.untold
+    if t != NULL:
+        if device >= s.inherited:
+            kin_slots_close(t)
+            discard = discard and not kin_slots_any(t)
+        if not discard and not s.untold and kin_slots_orphaned(t):
+            sweep_orphan(s, device)
+        kin_slots_delete(t)
+    swapfile_delete(s.devices[device], discard)
+
+
 cdef void space_delete(SwapSpace* s) noexcept nogil:
     if s.map != NULL:
         s.map.ops.delete(s.map)
@@ -111,7 +172,7 @@ cdef void space_delete(SwapSpace* s) noexcept nogil:
     cdef int i
     for i in range(MOST_DEVICES):
         if s.devices[i] != NULL:
-            swapfile_delete(s.devices[i], i >= s.inherited and not kin_alive())
+            delete_device(s, i)
     if s.deferred != NULL:
         munmap(s.deferred, DEFERRED_BYTES)
     if s.bounce != NULL:
@@ -195,23 +256,56 @@ cdef void end_slots(SwapSpace* s, int device, int64_t slot, int slots, uint64_t 
         s.map.ops.free(s.map, id)
 
 
-cdef void free_deferred(SwapSpace* s) noexcept nogil:
-    """The slots that were kept for forked children, and their ids, once no such child is left."""
-    cdef int64_t count
-    if us_read(&s.deferred_count) == 0 or kin_alive():
+cdef void free_deferred(SwapSpace* s, bint now) noexcept nogil:
+    """Of the slots that we freed while other processes referred to them, and their ids, those that none does any more.
+
+    A batch at a time, and not often unless `now`; more only while it helps."""
+    cdef Deferred* d
+    cdef KinSlots* t
+    cdef int64_t i, count, looked, freed, after = us_read(&s.deferred_count)
+    if after == 0 or (not now and us_now() < us_read(&s.deferred_at)):
         return
-    us_lock(&s.deferred_lock)
-    count = us_read(&s.deferred_count)
-    while count:
-        count -= 1
-        end_slots(s, s.current, s.deferred[count].slot, s.deferred[count].slots, <uint64_t>s.deferred[count].id)
-    us_write(&s.deferred_count, 0)
-    madvise(s.deferred, DEFERRED_BYTES, MADV_DONTNEED)
-    us_unlock(&s.deferred_lock)
+    while True:
+        us_lock(&s.deferred_lock)
+        t = s.shared[s.current] if s.current >= 0 else NULL
+        count = us_read(&s.deferred_count)
+        i = s.deferred_next
+        looked = 0
+        freed = 0
+        while looked < DEFERRED_BATCH and looked - freed < count and not s.untold and t != NULL:
+            looked += 1
+            if i >= count:
+                i = 0
+            d = &s.deferred[i]
+            if kin_slots_held(t, d.slot, <int>d.slots):
+                i += 1
+                continue
+            freed += 1
+            count -= 1
+            end_slots(s, s.current, d.slot, d.slots, <uint64_t>d.id)
+            s.deferred[i] = s.deferred[count]
+        s.deferred_next = i
+        us_write(&s.deferred_count, count)
+        if count == 0 and freed:
+            madvise(s.deferred, DEFERRED_BYTES, MADV_DONTNEED)
+        us_write(&s.deferred_at, us_now() + DEFERRED_NS)
+        us_unlock(&s.deferred_lock)
+        after -= looked
+        if count == 0 or looked < DEFERRED_BATCH or (after <= 0 if now else freed < looked // 2):
+            return
+
+
+cdef int64_t alloc_slots(SwapSpace* s, int n) noexcept nogil:
+    """As swapfile_alloc of our own file; what was kept for others and need not be any more is room too."""
+    cdef int64_t slot = swapfile_alloc(s.devices[s.current], n)
+    if slot == -ENOSPC and us_read(&s.deferred_count):
+        free_deferred(s, True)
+        slot = swapfile_alloc(s.devices[s.current], n)
+    return slot
 
 
 cdef bint device_usable(SwapSpace* s) noexcept nogil:
-    free_deferred(s)            # before there is no room: who only allocates gives nothing back on the way
+    free_deferred(s, False)     # before there is no room: who only allocates gives nothing back on the way
     if not space_has_device(s) or (us_read(&s.retry_at) != 0 and us_now() < us_read(&s.retry_at)):
         return False
     if s.current < 0:
@@ -220,16 +314,17 @@ cdef bint device_usable(SwapSpace* s) noexcept nogil:
 
 
 cdef void free_slots(SwapSpace* s, uint64_t id, int device, int64_t slot, int slots) noexcept nogil:
-    """Slots that an id had, and the id (0: that lives on). Not at once while a forked child may still read them; then,
-    as soon as it can't. An id is kept with its slots only where it is a slot."""
+    """Slots that an id had, and the id (0: that lives on). Not at once while another process refers to them; then, soon
+    after none does. An id is kept with its slots only where it is a slot."""
     cdef int64_t count
     cdef bint bound = s.map.ops.bound
     if device < s.inherited:            # an ancestor's
+        let_go(s, device, slot, slots)
         if id:
             s.map.ops.free(s.map, id)
         return
-    if not kin_alive():
-        free_deferred(s)
+    free_deferred(s, False)
+    if not s.untold and (s.shared[device] == NULL or not kin_slots_held(s.shared[device], slot, slots)):
         end_slots(s, device, slot, slots, id)
         return
     us_lock(&s.deferred_lock)
@@ -277,6 +372,9 @@ cdef uint64_t store_at_home(SwapSpace* s, const char* data, int n, uint64_t hold
         error[0] = -ENOSPC if space_has_device(s) else -ENODEV
         return 0
     id = s.map.ops.alloc(s.map, slot_make(0, 0, 1, True), holder)
+    if id == 0 and us_read(&s.deferred_count):
+        free_deferred(s, True)
+        id = s.map.ops.alloc(s.map, slot_make(0, 0, 1, True), holder)
     if id == 0:
         error[0] = -ENOSPC
         return 0
@@ -296,7 +394,7 @@ cdef uint64_t store_in_slots(SwapSpace* s, const char* data, int length, bint ra
     if not device_usable(s):
         error[0] = -ENOSPC if space_has_device(s) else -ENODEV
         return 0
-    slot = swapfile_alloc(s.devices[s.current], slots)
+    slot = alloc_slots(s, slots)
     if slot < 0:
         error[0] = <int>slot
         device_failed(s, <int>slot)
@@ -432,7 +530,7 @@ cdef bint store_raw_run(SwapSpace* s, const void* data, int count, Leaving* leav
     cdef int i
     if s.map.ops.bound or not device_usable(s):
         return False
-    slot = swapfile_alloc(s.devices[s.current], count * slots)
+    slot = alloc_slots(s, count * slots)
     if slot < 0:
         return False
     # The kernel can't fault on a page that the program threw away meanwhile: EFAULT, and one by one they are mended.
@@ -475,7 +573,7 @@ cdef void publish(SwapSpace* s, Leaving* leaving, int count, uint32_t cold, uint
         elif entry_type(entries[i]) == ZSWAP:
             # From here on it may be moved and written back, if the map lets its storage in while the holder is locked.
             owner = s.map.ops.owner(s.map, ids[i], holder + <uint64_t>i * 8)
-            if (cold >> i) & 1:
+            if (cold >> i) & 1 or s.newest_first:
                 zswap_set_owner_cold(s.zswap, entry_payload(entries[i]), owner)
             else:
                 zswap_set_owner(s.zswap, entry_payload(entries[i]), owner)
@@ -668,7 +766,7 @@ cdef uint64_t swap_promote(SwapSpace* s, Worker* worker, uint64_t id, uint64_t h
     cdef uint64_t entry
     cdef int length = codec_length(worker.packed, worker.loaded) if worker.loaded and not s.map.ops.bound else -1
     worker.loaded = 0
-    if length < 0:
+    if length < 0 or s.newest_first:
         return id
     memset(&leaving, 0, sizeof(leaving))
     store_packed(s, worker.packed, length, &leaving)
@@ -846,7 +944,7 @@ cdef int write_batch(SwapSpace* s, uint64_t* handles, uint64_t* owners, int coun
         packed = zswap_memory(s.zswap, handles[i], &length)
         memcpy(s.bounce + at, packed, length)
         at += (length + SLOT_BYTES - 1) // SLOT_BYTES * SLOT_BYTES
-    slot = swapfile_alloc(s.devices[s.current], <int>(at // SLOT_BYTES))
+    slot = alloc_slots(s, <int>(at // SLOT_BYTES))
     if slot < 0:
         error = <int>slot
     else:
@@ -934,6 +1032,18 @@ cdef int64_t space_pool_bytes(SwapSpace* s) noexcept nogil:
     return zswap_bytes(s.zswap)
 
 
+cdef int64_t space_churn(SwapSpace* s) noexcept nogil:
+    return zswap_churn(s.zswap) + 2 * PART_BYTES * us_read(&s.part_outs)   # some of these were written in place
+
+
+cdef int64_t space_packed_bytes(SwapSpace* s) noexcept nogil:
+    return zswap_stored(s.zswap)
+
+
+cdef bint space_has_cold(SwapSpace* s) noexcept nogil:
+    return zswap_cold(s.zswap) != 0
+
+
 cdef int64_t space_packed(SwapSpace* s) noexcept nogil:
     return zswap_objects(s.zswap)
 
@@ -961,13 +1071,41 @@ cdef int64_t space_metadata(SwapSpace* s) noexcept nogil:
     for i in range(s.inherited + 1 if s.inherited < MOST_DEVICES else MOST_DEVICES):
         if s.devices[i] != NULL:
             bytes += swapfile_metadata(s.devices[i])
+            if s.shared[i] != NULL:
+                bytes += kin_slots_bytes(s.shared[i])
     return bytes
 
 
 # ---- fork; with the gate closed, alone ----
 
-cdef bint space_has_slots(SwapSpace* s) noexcept nogil:
-    return space_slot_bytes(s) > 0
+cdef void note_slots(SwapSpace* s, int device) noexcept nogil:
+    """Of our own file: the child will refer to what is in use, but for what is kept for others only."""
+    cdef uint64_t* bits
+    cdef uint64_t top = swapfile_words(s.devices[device])
+    cdef int64_t i, slot
+    if s.shared[device] == NULL:
+        s.shared[device] = kin_slots_new(swapfile_slots(s.devices[device]))
+    if s.shared[device] == NULL:
+        s.untold = True
+        return
+    bits = kin_slots_open(s.shared[device], top)
+    swapfile_copy(s.devices[device], bits)
+    for i in range(us_read(&s.deferred_count) if kin_child() >= 0 else 0):
+        for slot in range(s.deferred[i].slot, s.deferred[i].slot + s.deferred[i].slots):
+            bits[slot >> 6] &= ~(<uint64_t>1 << (slot & 63))
+    kin_slots_show(s.shared[device])
+
+
+cdef void space_before_fork(SwapSpace* s) noexcept nogil:
+    cdef int i
+    for i in range(MOST_DEVICES):
+        if s.devices[i] == NULL:
+            continue
+        if i < s.inherited:
+            if s.shared[i] != NULL:
+                kin_slots_pass(s.shared[i])
+        elif s.shared[i] != NULL or swapfile_used(s.devices[i]):
+            note_slots(s, i)
 
 
 cdef void space_inherit(SwapSpace* s) noexcept nogil:
@@ -981,3 +1119,5 @@ cdef void space_inherit(SwapSpace* s) noexcept nogil:
         s.inherited = s.current + 1
         s.current = -1
     us_write(&s.deferred_count, 0)      # the parent's to free
+    s.deferred_next = 0
+    s.untold = False                    # nor do we give slots of its file out
