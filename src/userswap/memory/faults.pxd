@@ -1,4 +1,4 @@
-# Faults: every transition of a page-table word happens here: fault, evict, pin, free. Also the SIGBUS handler,
+# Faults: every transition of a page-table word happens here: fault, evict, pin, free. Also the handler of faults,
 # the gate that lets fork wait until no transition is under way, and fork itself.
 from libc.stdint cimport int64_t, uint64_t
 

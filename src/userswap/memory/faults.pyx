@@ -1,4 +1,4 @@
-"""Faults: every transition of a page-table word, and the SIGBUS handler that most of them start from.
+"""Faults: every transition of a page-table word, and the signal handler that most of them start from.
 
 Rules that make this safe to run inside a signal handler, without the GIL, in the thread that faulted:
 - the signal is synchronous and comes from a load or store into a region; no code of ours touches a region
@@ -26,8 +26,9 @@ from userswap.memory.ahead cimport (
     ahead_help, ahead_helped, ahead_open, ahead_renew, ahead_running, ahead_start, ahead_take,
 )
 from userswap.memory.frames cimport (
-    frame_fill, frame_fill_zeros, frame_mend, frame_move_in, frame_move_out, frame_protect, frame_unprotect,
-    frame_vacate, frames_can_move, frames_reopen,
+    BY_SEGV, BY_SIGNAL, frame_fill, frame_fill_zeros, frame_mend, frame_move_in, frame_move_out, frame_protect,
+    frame_right, frame_unprotect, frame_vacate, frames_can_move, frames_delivery, frames_full, frames_mapped,
+    frames_reopen, frames_unit,
 )
 from userswap.memory.pagetable cimport (
     BUSY, CLEAN, DIRTY, EMPTY, FILED, GUARDED, PARTIAL, PIN_MASK, PIN_MAX, PIN_ONE, STAGED, SWAPPED, WAITERS, YOUNG,
@@ -42,7 +43,7 @@ from userswap.memory.stage cimport (
     STAGE_SLOTS, stage_give, stage_moved, stage_part_give, stage_part_moved, stage_part_room, stage_renew, stage_room,
     stage_take, stage_take_part, stage_take_window, stage_usable,
 )
-from userswap.memory.syscalls cimport PinOps, siginfo_t, sigbus_chain, sigbus_install, syscalls_install
+from userswap.memory.syscalls cimport PinOps, handler_chain, handler_install, siginfo_t, syscalls_install
 from userswap.native.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
 )
@@ -93,6 +94,32 @@ cdef extern from *:
         us_reading_guarded = guarded;
     }
 
+    /* How often in a row this thread faulted at an address where there was nothing to do. */
+    static __thread const void *us_idle_at;
+    static __thread int us_idle_times;
+    static int us_idle(const void *at) {
+        us_idle_times = at == us_idle_at ? us_idle_times + 1 : 1;
+        us_idle_at = at;
+        return us_idle_times;
+    }
+    static void us_not_idle(void) { us_idle_at = NULL; }
+
+    /* A bus error for this thread, now: whatever the program does about one. */
+    static void us_bus_error(void *at) {
+        struct sigaction action;
+        siginfo_t info;
+        sigset_t bus;
+        memset(&info, 0, sizeof info);
+        info.si_signo = SIGBUS;
+        info.si_code = BUS_ADRERR;
+        info.si_addr = at;
+        if (sigaction(SIGBUS, NULL, &action) == 0 && action.sa_handler == SIG_IGN) signal(SIGBUS, SIG_DFL);
+        sigemptyset(&bus);
+        sigaddset(&bus, SIGBUS);
+        pthread_sigmask(SIG_UNBLOCK, &bus, NULL);
+        syscall(SYS_rt_tgsigqueueinfo, getpid(), (pid_t)syscall(SYS_gettid), SIGBUS, &info);
+    }
+
     /* Was the fault a store? -1 where the processor's context does not say. */
     static int us_fault_writes(void *context) {
     #if defined(__x86_64__)
@@ -116,7 +143,13 @@ cdef extern from *:
     }
     static void us_restore_signals(void) { pthread_sigmask(SIG_SETMASK, &us_kept_mask, NULL); }
     """
+    int SIGBUS
+    int SIGSEGV
     int BUS_ADRERR              # not BUS_MCEERR_AR: a page of broken memory is not ours to mend
+    int SEGV_ACCERR             # not SEGV_MAPERR: all of the arena is mapped
+    int us_idle(const void* at) nogil
+    void us_not_idle() nogil
+    void us_bus_error(void* at) nogil
     int us_self_depth() nogil
     int us_deeper() nogil
     int us_shallower() nogil
@@ -152,6 +185,8 @@ cdef enum:
     SWEEP = 256                 # folios looked at for copies that are not needed, for each window that leaves
     CHANCES = 32                # one in so many folios that should go back to the file gets a place in zswap
     SPINS = 400                 # looks at a word before sleeping: most are held for a few microseconds
+    IDLE = 1                    # what folio_fault says when there was nothing to do
+    IDLE_TIMES = 64             # faults in a row with nothing to do: then it is the program's own protection
     GATE_CLOSED = 1
     GATE_WAITERS = 2
     GATE_ONE = 4
@@ -252,12 +287,15 @@ cdef inline char* folio_at(Region* region, uint64_t index) noexcept nogil:
     return region.base + (index << FOLIO_SHIFT)
 
 
-cdef int fill_from_peer(MemoryPool* pool, uint64_t id, char* target, uint64_t bytes, bint protect) noexcept nogil:
-    """Copies a shared folio from another holder that has it clean in place. -ENXIO: there is none just now."""
+cdef int fill_from_peer(MemoryPool* pool, uint64_t id, char* target, uint64_t bytes, bint protect,
+                        uint64_t* sum) noexcept nogil:
+    """Copies a shared folio from another holder that has it clean in place, protected or with `sum`. -ENXIO: there is
+    none just now."""
     cdef uint64_t peer = swap_cached(pool.swap, id)
     cdef uint64_t* word = <uint64_t*>peer
     cdef Region* region
     cdef uint64_t index
+    cdef Worker* worker
     cdef int error = -ENXIO
     if peer == 0 or word_trylock(pool, peer, id) == 0:
         return -ENXIO
@@ -266,7 +304,16 @@ cdef int fill_from_peer(MemoryPool* pool, uint64_t id, char* target, uint64_t by
     if us_load(word) & GUARDED and folio_bytes(region, index) >= bytes:
         # It is what the id has, since nobody can write to it. The kernel reads it: if the program threw a page of it
         # away (madvise) that fails, and storage has the bytes.
-        error = frame_fill(target, folio_at(region, index), bytes, protect)
+        if frames_mapped():
+            # There it reads as zeros instead: looked at, in a copy that stays what it is.
+            worker = codec_take()
+            memcpy(worker.folio, folio_at(region, index), folio_bytes(region, index))
+            if still_clean(region, index, worker.folio):
+                sum[0] = sum_folio(worker.folio, bytes)
+                error = frame_fill(target, worker.folio, bytes, protect)
+            codec_give(worker)
+        else:
+            error = frame_fill(target, folio_at(region, index), bytes, protect)
         if error:
             frame_vacate(target, bytes)
         else:
@@ -348,12 +395,16 @@ cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writi
     cdef Worker* worker
     cdef char* frame = NULL
     cdef bint zeros = False
+    cdef bint shared = not writing and id != 0 and swap_shared(pool.swap, id)
+    cdef bint guarded
     cdef int error = -ENXIO
     region.broken[index // STAGE_SLOTS] = True
     us_chaos()
     # The clean folio of a shared id is guarded, so that other holders can copy it. Guarded from the start means copied.
-    if bytes == FOLIO_BYTES and (writing or id == 0 or not swap_shared(pool.swap, id)):
+    if bytes == FOLIO_BYTES and not shared:
         frame = stage_take(&zeros)
+    # Where a mapping is what protects, its sum says whether a folio was written to, and neighbours stay one mapping.
+    guarded = frame == NULL and not writing and (shared or not frames_mapped())
     if word_state(word) == EMPTY:
         if frame == NULL:
             error = frame_fill_zeros(folio, bytes)
@@ -364,14 +415,16 @@ cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writi
     else:
         # clean: the swap cache keeps the copy, and the first write to the folio gives it up
         if frame == NULL:
-            error = fill_from_peer(pool, id, folio, bytes, not writing)
+            error = fill_from_peer(pool, id, folio, bytes, guarded, &region.sums[index])
         if error:
             worker = codec_take()
             error = swap_in(pool.swap, worker, id, worker.folio if frame == NULL else frame, <int>bytes,
-                            0 if writing or frame != NULL else <uint64_t>at)
+                            <uint64_t>at if guarded else 0)
             if error == 0 and frame == NULL:
-                error = frame_fill(folio, worker.folio, bytes, not writing)
-            elif error == 0 and not writing and worker.loaded and is_hot(region, index):
+                if not writing and frames_mapped():
+                    region.sums[index] = sum_folio(worker.folio, bytes)
+                error = frame_fill(folio, worker.folio, bytes, guarded)
+            if error == 0 and not writing and not guarded and worker.loaded and is_hot(region, index):
                 id = swap_promote(pool.swap, worker, id, <uint64_t>at)
                 word = word_with_id(word, id)
             codec_give(worker)
@@ -382,7 +435,7 @@ cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writi
                     region.sums[index] = sum_folio(frame, bytes)
                 error = place(folio, frame)
         if not writing:
-            next = word_make(CLEAN, id) | (GUARDED if frame == NULL else 0)
+            next = word_make(CLEAN, id) | <uint64_t>(GUARDED if guarded else 0)
     if error:
         frame_vacate(folio, bytes)              # a part of it may have been filled
         reclaim_uncharge(&pool.reclaim, <int64_t>bytes)
@@ -938,10 +991,32 @@ cdef bint anywhere(Region* region, bint follows) noexcept nogil:
     return scattered >= SCATTERED
 
 
+cdef int make_unit(Region* region, uint64_t index, uint64_t word, bint writing) noexcept nogil:
+    """The folio, and what is missing of the aligned few that it is one of: mappings are getting scarce, and neighbours
+    that are all in place take one. As make_run."""
+    cdef uint64_t unit = <uint64_t>frames_unit(STAGE_SLOTS)
+    cdef uint64_t first = index - index % unit
+    cdef uint64_t end = first + unit if first + unit < region_folios(region) else region_folios(region)
+    cdef uint64_t i, seen
+    cdef int error, tries = 0
+    while frames_full() and tries < TRIES and region.pool.reclaim.evict(region.pool, FOLIO_BYTES, False) > 0:
+        tries += 1
+    charge(region, folio_bytes(region, index), True)
+    error = make_resident(region, index, word, writing)
+    for i in range(first, end):
+        seen = us_load(&region.words[i])
+        if error or i == index or seen & BUSY or word_resident(seen):
+            continue
+        if us_cas(&region.words[i], seen, (seen | BUSY) & ~<uint64_t>WAITERS):
+            charge(region, folio_bytes(region, i), True)
+            make_resident(region, i, (seen | BUSY) & ~<uint64_t>WAITERS, False)
+    return error
+
+
 cdef int make_run(Region* region, uint64_t index, uint64_t word, bint writing, char* page) noexcept nogil:
     """The folio, whose BUSY the caller has set, and its neighbours if faults come in a row; a part of it if they go
     anywhere. Releases the words."""
-    cdef int most = wanted_run(region, index) if stage_usable() else 1
+    cdef int most = wanted_run(region, index) if stage_usable() or frames_mapped() else 1
     cdef int count = 1, i, error
     cdef bint more
     cdef bint alone = word_state(word) == SWAPPED and stage_usable() and anywhere(region, most != 0) and most == 0
@@ -956,6 +1031,8 @@ cdef int make_run(Region* region, uint64_t index, uint64_t word, bint writing, c
             and not swap_shared(region.pool.swap, word_id(word))):
         charge_part(region)
         return make_part(region, index, word, <int>((page - folio_at(region, index)) >> PART_SHIFT), writing)
+    if frames_unit(STAGE_SLOTS) > 1:
+        return make_unit(region, index, word, writing)
     if most == -STAGE_SLOTS and make_window_below(region, index, word, writing):
         return 0
     while count < most and hold_like(region, index + <uint64_t>count, word):
@@ -979,11 +1056,31 @@ cdef int make_run(Region* region, uint64_t index, uint64_t word, bint writing, c
     return error
 
 
+cdef void unguard_unit(Region* region, uint64_t index) noexcept nogil:
+    """The neighbours of a folio whose protection was lifted lose theirs too, so that all take one mapping. They stay
+    CLEAN, by their sums, but others can't rely on them any more."""
+    cdef uint64_t unit = <uint64_t>frames_unit(STAGE_SLOTS)
+    cdef uint64_t first = index - index % unit
+    cdef uint64_t end = first + unit if first + unit < region_folios(region) else region_folios(region)
+    cdef uint64_t i, word
+    for i in range(first, end):
+        word = us_load(&region.words[i])
+        if (i == index or word & BUSY or word_state(word) != CLEAN or not word & GUARDED
+                or not us_cas(&region.words[i], word, (word | BUSY) & ~<uint64_t>WAITERS)):
+            continue
+        swap_uncache(region.pool.swap, word_id(word), <uint64_t>&region.words[i])
+        if frame_unprotect(folio_at(region, i), folio_bytes(region, i)) == 0:
+            word &= ~<uint64_t>GUARDED
+        us_word_release(&region.words[i], word & ~<uint64_t>(BUSY | WAITERS), WAITERS)
+
+
 cdef int make_dirty(Region* region, uint64_t index, uint64_t word) noexcept nogil:
     """CLEAN to DIRTY: a write gives up the swapped copy. The caller has set BUSY; released here."""
     cdef int error = 0
     if word & GUARDED:
         error = frame_unprotect(folio_at(region, index), folio_bytes(region, index))
+        if error == 0 and frames_unit(STAGE_SLOTS) > 1:
+            unguard_unit(region, index)
     us_chaos()
     if error == 0:
         word = without_copy(region.pool, word_id(word)) | (word & PIN_MASK)
@@ -993,10 +1090,25 @@ cdef int make_dirty(Region* region, uint64_t index, uint64_t word) noexcept nogi
 
 cdef int folio_fault(Region* region, uint64_t index, int writing, char* page) noexcept nogil:
     """Makes a folio accessible: resident, and DIRTY if `writing` (1; 0 reading, -1 not known). `page`: where the
-    fault was, NULL when there was none (pinning). 0 or -errno; 0 may need another try by the caller."""
+    fault was, NULL when there was none (pinning). -errno, or 0, which may need another try by the caller; or IDLE:
+    there was nothing to do."""
+    cdef int tries = 0
+    cdef int error
+    while True:
+        error = try_fault(region, index, writing, page)
+        if error != -ENOMEM or not frames_mapped() or tries == TRIES:
+            return error
+        # The kernel has no mapping left for a change of protection: what leaves gives some back.
+        tries += 1
+        region.pool.reclaim.evict(region.pool, FOLIO_BYTES, False)
+
+
+cdef int try_fault(Region* region, uint64_t index, int writing, char* page) noexcept nogil:
+    """As folio_fault, which see; -ENOMEM may mean that mappings are short."""
     cdef uint64_t* at = &region.words[index]
     cdef uint64_t word, held
     cdef int state, missing
+    cdef bint right
     while True:
         word = us_load(at)
         if word & BUSY:
@@ -1026,11 +1138,12 @@ cdef int folio_fault(Region* region, uint64_t index, int writing, char* page) no
         elif us_cas(at, word, held):
             # Resident, yet there was a fault: another thread was faster, or (not knowing what kind of access
             # it was) this is a write to a clean folio, or the program threw the page away with madvise.
-            missing = frame_mend(page, False)
+            right = frame_right(page, word & GUARDED != 0)
+            missing = 0 if right else frame_mend(page, frames_mapped() and word & GUARDED != 0)
             if state == CLEAN and (missing == 1 or (missing == 0 and writing < 0)):
                 return make_dirty(region, index, held)
             us_word_release(at, held & ~<uint64_t>BUSY, WAITERS)
-            return missing if missing < 0 else 0
+            return missing if missing < 0 else IDLE if right else 0
 
 
 # ---- swap-out ----
@@ -1065,6 +1178,10 @@ cdef int find_victims(MemoryPool* pool, Victim* victims, int most, bint parts, V
     cdef int64_t folios = 0, looked = 0
     cdef Region* region
     cdef uint64_t index, word
+    cdef uint64_t unit = <uint64_t>frames_unit(STAGE_SLOTS)
+    cdef uint64_t together = NOWHERE    # up to here all go that can: neighbours take one mapping or none
+    if most < <int>unit:
+        most = <int>unit
     us_lock(&pool.list_lock)
     folios = us_read(&pool.virtual_bytes) // FOLIO_BYTES + us_read(&pool.region_count)
     region = pool.hand if pool.hand != NULL else pool.regions
@@ -1078,11 +1195,20 @@ cdef int find_victims(MemoryPool* pool, Victim* victims, int most, bint parts, V
                 break
             region = region.next if region.next != NULL else pool.regions
             index = 0
+            together = NOWHERE
             looked += 1
             continue
+        if index == together:
+            if found:
+                break
+            together = NOWHERE
         word = us_load(&region.words[index])
         looked += 1
         if word_resident(word) and not (word & BUSY) and word_pins(word) == 0:
+            if unit > 1 and together == NOWHERE and not word & YOUNG:
+                index -= index % unit
+                together = index + unit
+                continue
             if parts and not word_partial(word):
                 if (word_state(word) == CLEAN and not word & GUARDED and region.scattered >= SCATTERED
                         and doubts[0] < BATCH
@@ -1090,7 +1216,7 @@ cdef int find_victims(MemoryPool* pool, Victim* victims, int most, bint parts, V
                     doubtful[doubts[0]].region = region
                     doubtful[doubts[0]].index = index
                     doubts[0] += 1
-            elif word & YOUNG:
+            elif word & YOUNG and together == NOWHERE:
                 if word_state(word) != CLEAN or word & (GUARDED | PARTIAL) or doubts[0] == BATCH:
                     us_cas(&region.words[index], word, word & ~<uint64_t>YOUNG)
                 elif us_cas(&region.words[index], word, (word | BUSY) & ~<uint64_t>(YOUNG | WAITERS)):
@@ -1230,7 +1356,8 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
     us_chaos()
     for i in range(count):
         # Clean when it came; a program that has written to it since has made the copy worthless.
-        if (error == 0 and word_state(victims[i].word) == CLEAN and not guarded
+        # Or, where a page that it threw away is not missing, one that was protected.
+        if (error == 0 and word_state(victims[i].word) == CLEAN and (not guarded or frames_mapped())
                 and not still_clean(region, victims[i].index, bytes + (<uint64_t>i << FOLIO_SHIFT))):
             victims[i].word = without_copy(pool, word_id(victims[i].word))
     us_chaos()
@@ -1272,7 +1399,7 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
                     stage_moved(bytes, 1)
                 else:
                     stage_give(bytes, 1, False)
-            elif not guarded:
+            elif not guarded or word_state(victims[i].word) == DIRTY:
                 frame_unprotect(folio_at(region, victims[i].index), gone)
             us_word_release(&region.words[victims[i].index], (victims[i].word & ~<uint64_t>(BUSY | WAITERS)) | YOUNG,
                             WAITERS)
@@ -1285,9 +1412,16 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
             i += 1
         if staged != NULL:
             stage_give(staged + (<uint64_t>first << FOLIO_SHIFT), i - first, whole)
-        else:
-            error = frame_vacate(folio_at(region, victims[first].index), gone)
-            us_assert(error == 0, "vacating a folio that is in place works")
+        elif frame_vacate(folio_at(region, victims[first].index), gone) != 0:
+            # Mappings are short. It is in place, protected, and its id has its bytes.
+            us_assert(frames_mapped(), "vacating a folio that is in place works")
+            while first < i:
+                region.sums[victims[first].index] = sum_folio(folio_at(region, victims[first].index),
+                                                              folio_bytes(region, victims[first].index))
+                us_word_release(&region.words[victims[first].index],
+                                word_make(CLEAN, word_id(victims[first].next)) | GUARDED | YOUNG, WAITERS)
+                first += 1
+            continue
         freed += <int64_t>gone
         us_add(&pool.swapped_bytes, <int64_t>gone)
         reclaim_uncharge(&pool.reclaim, <int64_t>gone)
@@ -1507,30 +1641,45 @@ cdef void explain(Region* region, uint64_t index, int error, bint fatal) noexcep
     write(2, text, n if n < <int>sizeof(text) else <int>sizeof(text) - 1)
 
 
-cdef void on_sigbus(int signal, siginfo_t* info, void* context) noexcept nogil:
+cdef void on_fault(int signal, siginfo_t* info, void* context) noexcept nogil:
     cdef int kept = errno
     cdef char* address = <char*>info.si_addr
-    cdef Region* region = region_at(address) if info.si_code == BUS_ADRERR else NULL
-    cdef int64_t started, took
+    cdef Region* region = region_at(address) if info.si_code == (SEGV_ACCERR if signal == SIGSEGV
+                                                                 else BUS_ADRERR) else NULL
     cdef uint64_t index
     cdef int error
     if region == NULL:
-        sigbus_chain(signal, info, context)
+        handler_chain(signal, info, context)
         return
-    started = us_now()
     index = <uint64_t>(address - region.base) >> FOLIO_SHIFT
+    error = serve(region, index, address, us_fault_writes(context))
+    if error < 0:
+        explain(region, index, error, True)
+        if signal == SIGSEGV:
+            us_bus_error(address)       # what it is, however it came
+        else:
+            handler_chain(signal, info, context)
+    elif error == 0:
+        us_not_idle()
+    elif us_idle(address) == IDLE_TIMES:
+        # Not another thread that was faster each time: the program has protected its memory itself.
+        us_not_idle()
+        handler_chain(signal, info, context)
+    (&errno)[0] = kept
+
+
+cdef int serve(Region* region, uint64_t index, char* address, int writing) noexcept nogil:
+    """A fault, from its beginning to its end: as folio_fault."""
+    cdef int64_t started = us_now(), took
+    cdef int error
     gate_enter()
-    error = folio_fault(region, index, us_fault_writes(context),
-                        <char*>(<uint64_t>address & ~<uint64_t>(PAGE_BYTES - 1)))
+    error = folio_fault(region, index, writing, <char*>(<uint64_t>address & ~<uint64_t>(PAGE_BYTES - 1)))
     took = us_now() - started
     us_add(&region.pool.faults, 1)
     us_add(&region.pool.fault_ns, took)
     us_add(&region.pool.fault_times[bucket(took)], 1)
     gate_leave()
-    if error:
-        explain(region, index, error, True)
-        sigbus_chain(signal, info, context)
-    (&errno)[0] = kept
+    return error
 
 
 # ---- for the rooms above ----
@@ -1548,6 +1697,7 @@ cdef void memory_free(void* start) noexcept nogil:
     cdef MemoryPool* pool
     cdef uint64_t i, word
     cdef int64_t resident = 0, swapped = 0, parts = 0
+    cdef int error = -ENOMEM, tries = 0
     if region == NULL or region.base != <char*>start:
         return
     enter()
@@ -1569,12 +1719,15 @@ cdef void memory_free(void* start) noexcept nogil:
             parts += parts_in_place(region, i, word)
         elif word_state(word) == SWAPPED:
             swapped += <int64_t>folio_bytes(region, i)
-    if resident:
-        frame_vacate(region.base, region.bytes)
+    while resident and error == -ENOMEM and tries < TRIES:
+        error = frame_vacate(region.base, region.bytes)
+        if error == -ENOMEM:
+            tries += 1                  # mappings are short: what leaves gives some back
+            pool.reclaim.evict(pool, FOLIO_BYTES, False)
     us_add(&pool.swapped_bytes, -swapped)
     us_add(&pool.parts, -parts)
     reclaim_uncharge(&pool.reclaim, resident)
-    region_release(region)
+    region_release(region, resident == 0 or error == 0)
     leave()
 
 
@@ -1731,6 +1884,8 @@ cdef int snapshot_folio(Region* source, Region* target, uint64_t index) noexcept
         if protected:
             us_set_reading(folio, bytes, True)
             id = swap_out(pool.swap, worker, folio, <int>bytes, &source.hint, <uint64_t>at, &error)
+            if frames_mapped():
+                source.sums[index] = sum_folio(folio, bytes)
             us_set_reading(NULL, 0, False)
             if id:
                 word = word_make(CLEAN, id) | BUSY | GUARDED | (word & YOUNG)
@@ -2015,7 +2170,7 @@ cdef void after_fork_in_child() noexcept nogil:
     cdef Region* region
     cdef uint64_t i, word
     cdef int error
-    cdef const char* text = b"userswap: a forked process can't open its own userfaultfd and ends.\n"
+    cdef const char* text = b"userswap: a forked process can't open what it needs for its page faults, and ends.\n"
     us_store(&gate, 0)
     error = frames_reopen()
     if error:
@@ -2033,7 +2188,8 @@ cdef void after_fork_in_child() noexcept nogil:
             for i in range(region_folios(region)):
                 word = region.words[i]
                 # Parts stay: their id has what is not in place, and their sums say the same here.
-                if word_state(word) == CLEAN and not word & PARTIAL:
+                # Protections of mappings stay, too.
+                if word_state(word) == CLEAN and not word & PARTIAL and not frames_mapped():
                     swap_put(pool.swap, word_id(word))
                     word = word_make(DIRTY, 0) | (word & PIN_MASK)
                 # pins belong to system calls of threads that are not here
@@ -2054,7 +2210,10 @@ cdef int faults_install() noexcept nogil:
     # Every time: somebody (the wrappers' own tests) may have put other operations or another handler in place.
     cdef int error = syscalls_install(&pin_ops)
     if error == 0:
-        error = sigbus_install(on_sigbus)
+        if frames_delivery() == BY_SIGNAL:
+            error = handler_install(SIGBUS, on_fault)
+        elif frames_delivery() == BY_SEGV:
+            error = handler_install(SIGSEGV, on_fault)
     if error == 0:
         error = sum_start()
     if error == 0 and not installed:

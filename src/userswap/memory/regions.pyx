@@ -264,7 +264,7 @@ cdef void region_unlink(Region* region) noexcept nogil:
     us_unlock(&pool.list_lock)
 
 
-cdef void region_release(Region* region) noexcept nogil:
+cdef void region_release(Region* region, bint again) noexcept nogil:
     cdef MemoryPool* pool = region.pool
     cdef uint64_t granules = region.granules
     cdef uint64_t i
@@ -278,11 +278,12 @@ cdef void region_release(Region* region) noexcept nogil:
     us_add(&pool.reclaim.overhead, -<int64_t>(sizeof(Region) + PAGE_TABLE_BYTES * region_folios(region)))
     region.pool = NULL
     region.bytes = 0
-    kind = extent_class(&granules)
-    us_lock(&arena_lock)
-    region.next = free_extents[kind]
-    free_extents[kind] = region
-    us_unlock(&arena_lock)
+    if again:
+        kind = extent_class(&granules)
+        us_lock(&arena_lock)
+        region.next = free_extents[kind]
+        free_extents[kind] = region
+        us_unlock(&arena_lock)
     pool_put(pool)
 
 
