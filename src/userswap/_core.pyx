@@ -57,11 +57,11 @@ def mappings() -> int:
     return mapped_count()
 
 
-def open_arena(delivery: str, move: bool = True, most_mappings: int = 0) -> None:
+def open_arena(delivery: str, move: bool = True, most_mappings: int = 0, threads: int = 2) -> None:
     """Reserve the arena, arm it, take over the signal of faults and libc's I/O functions.
 
     Once a process: the first call decides on everything. `move`: frames are moved, where the kernel can, and not
-    copied. `most_mappings`: that ``segv`` may cause.
+    copied. `most_mappings`: that ``segv`` may cause. `threads`: that ``thread`` has.
 
     Raises:
         OSError: the kernel refuses that delivery (``errno`` says why), or there is no address space.
@@ -73,7 +73,7 @@ def open_arena(delivery: str, move: bool = True, most_mappings: int = 0) -> None
             frames_forbid_move()
     error = arena_open()
     if error == 0:
-        error = faults_install()
+        error = faults_install(threads)
     if error:
         raise OSError(-error, os.strerror(-error))
 

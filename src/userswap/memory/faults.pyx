@@ -11,7 +11,7 @@ Deadlock: a thread that owns a BUSY folio waits only for (1) entry locks, whose 
 (2) workers, whose owners wait for entry locks at most. It never waits for another BUSY word: reclaim skips
 what is busy. `reclaim_charge` runs before a worker is taken, because eviction takes one of its own.
 """
-from libc.errno cimport EINVAL, ENOMEM, ENXIO, errno
+from libc.errno cimport EAGAIN, EEXIST, EFAULT, EINVAL, ENOMEM, ENXIO, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport qsort
@@ -26,9 +26,9 @@ from userswap.memory.ahead cimport (
     ahead_help, ahead_helped, ahead_open, ahead_renew, ahead_running, ahead_start, ahead_take,
 )
 from userswap.memory.frames cimport (
-    BY_SEGV, BY_SIGNAL, frame_fill, frame_fill_zeros, frame_mend, frame_move_in, frame_move_out, frame_protect,
-    frame_right, frame_unprotect, frame_vacate, frames_can_move, frames_delivery, frames_full, frames_mapped,
-    frames_reopen, frames_unit,
+    BY_SEGV, BY_SIGNAL, BY_THREAD, frame_fill, frame_fill_zeros, frame_mend, frame_move_in, frame_move_out,
+    frame_poison, frame_protect, frame_right, frame_unprotect, frame_vacate, frame_wake, frames_can_move,
+    frames_delivery, frames_full, frames_mapped, frames_reopen, frames_unit,
 )
 from userswap.memory.pagetable cimport (
     BUSY, CLEAN, DIRTY, EMPTY, FILED, GUARDED, PARTIAL, PIN_MASK, PIN_MAX, PIN_ONE, STAGED, SWAPPED, WAITERS, YOUNG,
@@ -39,6 +39,7 @@ from userswap.memory.regions cimport (
     arena_end_word, arena_first_word, arena_start, folio_bytes, pool_first, pool_put, region_at, region_folios,
     region_grow, region_new, region_of_word, region_release, region_unlink,
 )
+from userswap.memory.server cimport ServerOps, server_renew, server_start
 from userswap.memory.stage cimport (
     STAGE_SLOTS, stage_give, stage_moved, stage_part_give, stage_part_moved, stage_part_room, stage_renew, stage_room,
     stage_take, stage_take_part, stage_take_window, stage_usable,
@@ -69,6 +70,7 @@ cdef extern from *:
     #include <pthread.h>
     #include <signal.h>
     #include <ucontext.h>
+    #include "us.h"
 
     /* How deep this thread is in the gate, and which folios it is reading for swap-out. */
     static __thread int us_depth;
@@ -88,10 +90,42 @@ cdef extern from *:
     static void us_allow_cancel(void) { pthread_setcancelstate(us_kept_cancel, NULL); }
     static int us_self_reading(const char *at) { return at >= us_reading && at < us_reading_end; }
     static int us_self_guarded(void) { return us_reading_guarded; }
+    /* The same for others to see, by thread: who serves its fault is another one (BY_THREAD). */
+    #define US_READERS 64
+    static struct us_reader { uint32_t thread; int guarded; const char *at, *end; } us_readers[US_READERS];
+    static int us_readers_wanted;
+    static __thread struct us_reader *us_reader;
+
     static void us_set_reading(const char *at, uint64_t length, int guarded) {
         us_reading = at;
         us_reading_end = at + length;
         us_reading_guarded = guarded;
+        if (!us_readers_wanted) return;
+        uint32_t thread = (uint32_t)syscall(SYS_gettid);
+        for (unsigned i = thread; length && !us_reader; i++) {
+            struct us_reader *reader = &us_readers[i % US_READERS];
+            if (us_cas32(&reader->thread, 0, UINT32_MAX)) us_reader = reader;
+        }
+        if (us_reader) {
+            us_reader->at = at;
+            us_reader->end = at + length;
+            us_reader->guarded = guarded;
+            us_store32(&us_reader->thread, length ? thread : 0);
+            if (!length) us_reader = NULL;
+        }
+    }
+    static void us_readers_renew(int wanted) {
+        memset(us_readers, 0, sizeof us_readers);
+        us_readers_wanted = wanted;
+        us_reader = NULL;
+    }
+    /* Whether a thread that faulted here is reading it, and so will be until it is served; is it protected? -1: no. */
+    static int us_reads(const char *at, uint32_t thread) {
+        for (int i = 0; i < US_READERS; i++) {
+            const struct us_reader *reader = &us_readers[i];
+            if (us_load32(&reader->thread) == thread && at >= reader->at && at < reader->end) return reader->guarded;
+        }
+        return -1;
     }
 
     /* How often in a row this thread faulted at an address where there was nothing to do. */
@@ -104,6 +138,11 @@ cdef extern from *:
     }
     static void us_not_idle(void) { us_idle_at = NULL; }
 
+    /* A bus error for the process, which no handler hears of. */
+    static void us_die_of_bus_error(void) {
+        signal(SIGBUS, SIG_DFL);
+        kill(getpid(), SIGBUS);
+    }
     /* A bus error for this thread, now: whatever the program does about one. */
     static void us_bus_error(void *at) {
         struct sigaction action;
@@ -150,6 +189,7 @@ cdef extern from *:
     int us_idle(const void* at) nogil
     void us_not_idle() nogil
     void us_bus_error(void* at) nogil
+    void us_die_of_bus_error() nogil
     int us_self_depth() nogil
     int us_deeper() nogil
     int us_shallower() nogil
@@ -158,6 +198,8 @@ cdef extern from *:
     bint us_self_guarded() nogil
     # `guarded`: it is write-protected meanwhile, so what is missing has to be, too
     void us_set_reading(const char* at, uint64_t length, bint guarded) nogil
+    void us_readers_renew(bint wanted) nogil
+    int us_reads(const char* at, uint32_t thread) nogil
     int us_fault_writes(void* context) nogil
     void us_block_signals() nogil
     void us_restore_signals() nogil
@@ -199,6 +241,7 @@ cdef uint64_t NOWHERE = <uint64_t>-1     # no folio that a stream goes on with
 # child never inherits a BUSY word or a held mutex.
 cdef uint64_t gate = 0
 cdef bint installed = False
+cdef int64_t poisoned = 0           # pages may be (BY_THREAD)
 cdef bint forking_slots = False     # the fork under way: a child will have slots of ours to read
 
 
@@ -1668,6 +1711,44 @@ cdef void on_fault(int signal, siginfo_t* info, void* context) noexcept nogil:
     (&errno)[0] = kept
 
 
+cdef void serve_thread(char* address, bint writing) noexcept nogil:
+    """A fault that the server has read, of whatever thread, from the kernel or the program."""
+    cdef Region* region = region_at(address)
+    cdef char* page = <char*>(<uint64_t>address & ~<uint64_t>(PAGE_BYTES - 1))
+    cdef uint64_t index
+    cdef int error = -EFAULT
+    if region != NULL:
+        index = <uint64_t>(address - region.base) >> FOLIO_SHIFT
+        error = serve(region, index, address, writing)
+        if error < 0:
+            explain(region, index, error, True)
+    if error < 0:
+        # A bus error for the program, EFAULT or the like for the kernel.
+        us_write(&poisoned, 1)
+        error = frame_poison(page)
+        while error == -EAGAIN:
+            sched_yield()
+            error = frame_poison(page)
+        if error < 0 and error != -EEXIST:
+            us_die_of_bus_error()       # Linux before 6.6
+    frame_wake(page, PAGE_BYTES)        # who came when it was there already
+
+
+cdef bint mend_thread(char* address, uint32_t thread) noexcept nogil:
+    cdef int guarded = us_reads(address, thread)
+    cdef char* page = <char*>(<uint64_t>address & ~<uint64_t>(PAGE_BYTES - 1))
+    if guarded < 0:
+        return False
+    frame_mend(page, guarded)
+    frame_wake(page, PAGE_BYTES)
+    return True
+
+
+cdef ServerOps server_ops
+server_ops.serve = serve_thread
+server_ops.mend = mend_thread
+
+
 cdef int serve(Region* region, uint64_t index, char* address, int writing) noexcept nogil:
     """A fault, from its beginning to its end: as folio_fault."""
     cdef int64_t started = us_now(), took
@@ -1684,10 +1765,17 @@ cdef int serve(Region* region, uint64_t index, char* address, int writing) noexc
 
 # ---- for the rooms above ----
 
+cdef Region* fresh_region(MemoryPool* pool, uint64_t bytes) noexcept nogil:
+    cdef Region* region = region_new(pool, bytes)
+    if region != NULL and us_read(&poisoned):
+        frame_vacate(region.base, region.bytes)     # nobody's until now, and maybe touched
+    return region
+
+
 cdef void* memory_new(MemoryPool* pool, uint64_t bytes) noexcept nogil:
     cdef Region* region
     enter()
-    region = region_new(pool, bytes)
+    region = fresh_region(pool, bytes)
     leave()
     return region.base if region != NULL else NULL
 
@@ -1813,7 +1901,7 @@ cdef void* memory_resize(void* start, uint64_t bytes) noexcept nogil:
     # by whole folios, so that it can grow next time
     bytes = (bytes + FOLIO_BYTES - 1) & ~<uint64_t>(FOLIO_BYTES - 1)
     fits = bytes > source.bytes and region_grow(source, bytes)
-    target = NULL if fits else region_new(source.pool, bytes)
+    target = NULL if fits else fresh_region(source.pool, bytes)
     if target != NULL:
         ahead_forget(source.pool, source, True)
     leave()
@@ -2172,7 +2260,10 @@ cdef void after_fork_in_child() noexcept nogil:
     cdef int error
     cdef const char* text = b"userswap: a forked process can't open what it needs for its page faults, and ends.\n"
     us_store(&gate, 0)
+    us_readers_renew(frames_delivery() == BY_THREAD)
     error = frames_reopen()
+    if error == 0 and frames_delivery() == BY_THREAD:
+        error = server_renew()
     if error:
         write(2, text, strlen(text))
         _exit(70)
@@ -2205,7 +2296,7 @@ pin_ops.pin = memory_pin
 pin_ops.unpin = memory_unpin
 
 
-cdef int faults_install() noexcept nogil:
+cdef int faults_install(int threads) noexcept nogil:
     global installed
     # Every time: somebody (the wrappers' own tests) may have put other operations or another handler in place.
     cdef int error = syscalls_install(&pin_ops)
@@ -2214,6 +2305,9 @@ cdef int faults_install() noexcept nogil:
             error = handler_install(SIGBUS, on_fault)
         elif frames_delivery() == BY_SEGV:
             error = handler_install(SIGSEGV, on_fault)
+        elif not installed:
+            us_readers_renew(True)
+            error = server_start(&server_ops, threads)
     if error == 0:
         error = sum_start()
     if error == 0 and not installed:
