@@ -239,7 +239,7 @@ def test_a_process_that_ends_while_windows_are_made_ends_well() -> None:
 def test_frames_are_copied_where_they_may_not_be_moved() -> None:
     """As on kernels before 6.8: the same answers, with a fault for each folio."""
     result = run_python(
-        "import os; os.environ['USERSWAP_FRAMES'] = 'copy'\n"
+        "import os; os.environ |= {'USERSWAP_FRAMES': 'copy', 'USERSWAP_DELIVERY': 'signal'}\n"
         "import numpy as np, userswap\n"
         "pool = userswap.Pool(ram='128MiB')\n"
         "x = pool.array(np.arange(4 << 20))\n"

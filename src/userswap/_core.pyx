@@ -57,7 +57,7 @@ def mappings() -> int:
     return mapped_count()
 
 
-def open_arena(delivery: str, move: bool = True, most_mappings: int = 0, threads: int = 2) -> None:
+def open_arena(delivery: str = "signal", move: bool = True, most_mappings: int = 0, threads: int = 2) -> None:
     """Reserve the arena, arm it, take over the signal of faults and libc's I/O functions.
 
     Once a process: the first call decides on everything. `move`: frames are moved, where the kernel can, and not

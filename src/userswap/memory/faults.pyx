@@ -50,7 +50,7 @@ from userswap.native.mman cimport (
 )
 from userswap.native.sum cimport sum_folio, sum_start
 from userswap.native.us cimport (
-    us_add, us_assert, us_cas, us_chaos, us_load, us_lock, us_now, us_read, us_store, us_store32, us_unlock,
+    us_add, us_assert, us_cas, us_chaos, us_load, us_lock, us_mutex, us_now, us_read, us_store, us_store32, us_unlock,
     us_word_release, us_word_spin, us_word_wait, us_write,
 )
 from userswap.reclaim.reclaim cimport (
@@ -114,10 +114,27 @@ cdef extern from *:
             if (!length) us_reader = NULL;
         }
     }
+    /* Which regions threads of ours serve faults of (BY_THREAD): the program goes on before they are done with it. */
+    #define US_SERVERS 64
+    static const void *us_served[US_SERVERS];
+    static uint32_t us_servers;
+    static __thread int us_server = -1;
+    static void us_serve(const void *region) {
+        if (us_server < 0) us_server = (int)(__atomic_fetch_add(&us_servers, 1, __ATOMIC_RELAXED) % US_SERVERS);
+        __atomic_store_n(&us_served[us_server], region, __ATOMIC_SEQ_CST);
+    }
+    static int us_is_served(const void *region) {
+        for (int i = 0; i < US_SERVERS; i++)
+            if (__atomic_load_n(&us_served[i], __ATOMIC_SEQ_CST) == region) return 1;
+        return 0;
+    }
+
     static void us_readers_renew(int wanted) {
         memset(us_readers, 0, sizeof us_readers);
         us_readers_wanted = wanted;
         us_reader = NULL;
+        memset(us_served, 0, sizeof us_served);
+        us_servers = 0;
     }
     /* Whether a thread that faulted here is reading it, and so will be until it is served; is it protected? -1: no. */
     static int us_reads(const char *at, uint32_t thread) {
@@ -200,6 +217,8 @@ cdef extern from *:
     void us_set_reading(const char* at, uint64_t length, bint guarded) nogil
     void us_readers_renew(bint wanted) nogil
     int us_reads(const char* at, uint32_t thread) nogil
+    void us_serve(const void* region) nogil
+    bint us_is_served(const void* region) nogil
     int us_fault_writes(void* context) nogil
     void us_block_signals() nogil
     void us_restore_signals() nogil
@@ -229,6 +248,8 @@ cdef enum:
     SPINS = 400                 # looks at a word before sleeping: most are held for a few microseconds
     IDLE = 1                    # what folio_fault says when there was nothing to do
     IDLE_TIMES = 64             # faults in a row with nothing to do: then it is the program's own protection
+    STRAYS = 16                 # threads, by number
+    STRAY_TIMES = 4             # faults in a row where nothing is: then it is the program's mistake
     GATE_CLOSED = 1
     GATE_WAITERS = 2
     GATE_ONE = 4
@@ -1711,17 +1732,53 @@ cdef void on_fault(int signal, siginfo_t* info, void* context) noexcept nogil:
     (&errno)[0] = kept
 
 
-cdef void serve_thread(char* address, bint writing) noexcept nogil:
+cdef struct Stray:
+    char* page
+    uint32_t thread
+    int times
+
+cdef us_mutex stray_lock
+cdef Stray[STRAYS] strays
+
+
+cdef bint is_stray(char* page, uint32_t thread) noexcept nogil:
+    """Whether a thread goes on faulting where no region is. Once may be a fault that was served before it was looked at
+    by us, and whose region is gone by now."""
+    cdef Stray* stray = &strays[thread % STRAYS]
+    cdef bint again
+    us_lock(&stray_lock)
+    again = stray.page == page and stray.thread == thread
+    stray.times = stray.times + 1 if again else 1
+    stray.page = page
+    stray.thread = thread
+    again = stray.times == STRAY_TIMES
+    if again:
+        stray.page = NULL
+    us_unlock(&stray_lock)
+    return again
+
+
+cdef void serve_thread(char* address, bint writing, uint32_t thread) noexcept nogil:
     """A fault that the server has read, of whatever thread, from the kernel or the program."""
-    cdef Region* region = region_at(address)
+    cdef Region* region
     cdef char* page = <char*>(<uint64_t>address & ~<uint64_t>(PAGE_BYTES - 1))
     cdef uint64_t index
-    cdef int error = -EFAULT
-    if region != NULL:
+    cdef int error = 0
+    gate_enter()
+    region = region_at(address)
+    us_serve(region)
+    if region == NULL or us_read(&region.leaving) or region_at(address) != region:
+        us_serve(NULL)
+        gate_leave()
+        if is_stray(page, thread):
+            error = -EFAULT
+    else:
         index = <uint64_t>(address - region.base) >> FOLIO_SHIFT
         error = serve(region, index, address, writing)
         if error < 0:
             explain(region, index, error, True)
+        us_serve(NULL)
+        gate_leave()
     if error < 0:
         # A bus error for the program, EFAULT or the like for the kernel.
         us_write(&poisoned, 1)
@@ -1790,6 +1847,9 @@ cdef void memory_free(void* start) noexcept nogil:
         return
     enter()
     pool = region.pool
+    us_add(&region.leaving, 1)          # an exchange: what is read next is read after it
+    while us_is_served(region):
+        sched_yield()                   # a fault that the program needed, which it has got (BY_THREAD)
     ahead_forget(pool, region, True)
     region_unlink(region)
     for i in range(region_folios(region)):

@@ -44,6 +44,7 @@ cdef struct Region:
     Stream[STREAMS] streams
     int turn                    # the stream that is forgotten next
     int scattered               # how much faults here go anywhere: SCATTERED is enough to bring parts only
+    int64_t leaving             # being freed: no fault that is still on its way is served any more
 
 # A window that shall leave before others do.
 cdef struct Passing:

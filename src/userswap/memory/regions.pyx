@@ -18,6 +18,7 @@ from userswap.native.mman cimport (
 )
 from userswap.native.us cimport (
     us_add, us_assert, us_load_ptr, us_lock, us_max, us_mutex, us_store, us_store_ptr, us_unlock,
+    us_write,
 )
 from userswap.swap.space cimport space_delete
 
@@ -204,6 +205,7 @@ cdef Region* region_new(MemoryPool* pool, uint64_t bytes) noexcept nogil:
     region.hint.left = 0
     memset(region.streams, 0, sizeof(region.streams))
     region.scattered = 0
+    us_write(&region.leaving, 0)
     region.previous = NULL
     us_add(&pool.references, 1)
     us_add(&pool.region_count, 1)

@@ -8,7 +8,7 @@ from libc.stdint cimport uint32_t
 
 cdef struct ServerOps:
     # Everything that there is to be done about a fault; may wait for who reads.
-    void (*serve)(char* address, bint writing) noexcept nogil
+    void (*serve)(char* address, bint writing, uint32_t thread) noexcept nogil
     # If the thread with this number is one that reads a folio to swap it out: what it needs, at once. Never waits.
     bint (*mend)(char* address, uint32_t thread) noexcept nogil
 

@@ -110,7 +110,7 @@ cdef void* body(void* nothing) noexcept nogil:
             us_unlock(&server_lock)
             if not read_until_served(&fault):
                 return NULL
-        operations.serve(fault.address, fault.writing)
+        operations.serve(fault.address, fault.writing, fault.thread)
         us_lock(&server_lock)
 
 

@@ -1140,7 +1140,7 @@ cdef int handler_install(int signal, void (*handler)(int, siginfo_t*, void*) noe
     if real_sigaction(signal, NULL, &before) != 0:
         return -errno
     # The chain first: the handler may be needed from the moment it is installed.
-    if not fault_signal:
+    if fault_signal != signal and before.sa_sigaction != handler:
         chain_change(&before, NULL)
     if real_sigaction(signal, &mine, NULL) != 0:
         return -errno
