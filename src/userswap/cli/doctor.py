@@ -315,10 +315,14 @@ def refusal_of_userfaultfd() -> str:
 def refusal_of_memory_file() -> str:
     """Return why faults can't be delivered by segv; "" if they can."""
     pattern = b"userswap"
-    with mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0) as page:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    with mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as page:
         start = ctypes.addressof(holder := ctypes.c_char.from_buffer(page))
         # The buffer must be let go before the page can be unmapped.
         del holder
+        if libc.mprotect(start, mmap.PAGESIZE, 0) != 0:
+            return f"memory can't be protected ({os.strerror(ctypes.get_errno())})"
         try:
             fd = os.open("/proc/self/mem", os.O_RDWR | os.O_CLOEXEC)
             try:

@@ -236,6 +236,7 @@ cdef extern from "<sched.h>" nogil:
 
 cdef enum:
     BATCH = STAGE_SLOTS         # most folios evicted in one go
+    TRIES_FOR_MAPPINGS = 8      # batches that leave for a change of protection
     LEAST_BATCH = 8             # and fewest, so that neighbours share system calls and TLB flushes
     TRIES = 64                  # victims that may fail to leave (incompressible, no device) before it gives up
     HOT = 2                     # what comes back before 1/HOT as many have left as zswap has is hot
@@ -351,6 +352,11 @@ cdef inline char* folio_at(Region* region, uint64_t index) noexcept nogil:
     return region.base + (index << FOLIO_SHIFT)
 
 
+cdef inline bint by_signal() noexcept nogil:
+    """Whether the kernel's own access to what is missing fails. Else the sum of what is GUARDED is known, too."""
+    return frames_delivery() == BY_SIGNAL
+
+
 cdef int fill_from_peer(MemoryPool* pool, uint64_t id, char* target, uint64_t bytes, bint protect,
                         uint64_t* sum) noexcept nogil:
     """Copies a shared folio from another holder that has it clean in place, protected or with `sum`. -ENXIO: there is
@@ -368,10 +374,12 @@ cdef int fill_from_peer(MemoryPool* pool, uint64_t id, char* target, uint64_t by
     if us_load(word) & GUARDED and folio_bytes(region, index) >= bytes:
         # It is what the id has, since nobody can write to it. The kernel reads it: if the program threw a page of it
         # away (madvise) that fails, and storage has the bytes.
-        if frames_mapped():
+        if not by_signal():
             # There it reads as zeros instead: looked at, in a copy that stays what it is.
             worker = codec_take()
+            us_set_reading(folio_at(region, index), folio_bytes(region, index), True)
             memcpy(worker.folio, folio_at(region, index), folio_bytes(region, index))
+            us_set_reading(NULL, 0, False)
             if still_clean(region, index, worker.folio):
                 sum[0] = sum_folio(worker.folio, bytes)
                 error = frame_fill(target, worker.folio, bytes, protect)
@@ -485,7 +493,7 @@ cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writi
             error = swap_in(pool.swap, worker, id, worker.folio if frame == NULL else frame, <int>bytes,
                             <uint64_t>at if guarded else 0)
             if error == 0 and frame == NULL:
-                if not writing and frames_mapped():
+                if not writing and not by_signal():
                     region.sums[index] = sum_folio(worker.folio, bytes)
                 error = frame_fill(folio, worker.folio, bytes, guarded)
             if error == 0 and not writing and not guarded and worker.loaded and is_hot(region, index):
@@ -1063,7 +1071,7 @@ cdef int make_unit(Region* region, uint64_t index, uint64_t word, bint writing) 
     cdef uint64_t end = first + unit if first + unit < region_folios(region) else region_folios(region)
     cdef uint64_t i, seen
     cdef int error, tries = 0
-    while frames_full() and tries < TRIES and region.pool.reclaim.evict(region.pool, FOLIO_BYTES, False) > 0:
+    while frames_full() and tries < TRIES_FOR_MAPPINGS and region.pool.reclaim.evict(region.pool, FOLIO_BYTES, False) > 0:
         tries += 1
     charge(region, folio_bytes(region, index), True)
     error = make_resident(region, index, word, writing)
@@ -2032,7 +2040,7 @@ cdef int snapshot_folio(Region* source, Region* target, uint64_t index) noexcept
         if protected:
             us_set_reading(folio, bytes, True)
             id = swap_out(pool.swap, worker, folio, <int>bytes, &source.hint, <uint64_t>at, &error)
-            if frames_mapped():
+            if not by_signal():
                 source.sums[index] = sum_folio(folio, bytes)
             us_set_reading(NULL, 0, False)
             if id:
@@ -2073,7 +2081,7 @@ cdef int memory_snapshot(MemoryPool* pool, void* start, void* copy) noexcept nog
     cdef Region* source = region_at(start)
     cdef Region* target = region_at(copy)
     cdef uint64_t i, word
-    cdef int error = 0
+    cdef int error = 0, tries
     if (source == NULL or target == NULL or source.pool != pool or target.pool != pool or source.bytes != target.bytes
             or source.base != <char*>start or target.base != <char*>copy):
         return -EINVAL
@@ -2085,6 +2093,12 @@ cdef int memory_snapshot(MemoryPool* pool, void* start, void* copy) noexcept nog
         if (word_resident(word) and not word & GUARDED) or i & 63 == 0:
             reclaim_charge(&pool.reclaim, 0, False)
         error = snapshot_folio(source, target, i)
+        tries = 0
+        while error == -ENOMEM and frames_mapped() and tries < TRIES:
+            # as in folio_fault
+            tries += 1
+            pool.reclaim.evict(pool, FOLIO_BYTES, False)
+            error = snapshot_folio(source, target, i)
         if error:
             break
     reclaim_charge(&pool.reclaim, 0, False)

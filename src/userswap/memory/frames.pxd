@@ -44,7 +44,7 @@ cdef int frame_protect(char* at, uint64_t length) noexcept nogil
 cdef int frame_unprotect(char* at, uint64_t length) noexcept nogil
 # Gone: the next touch faults. Where mappings are short it may fail with -ENOMEM, and the bytes are there still.
 cdef int frame_vacate(char* at, uint64_t length) noexcept nogil
-# What a thread waits for there (BY_THREAD) is looked at again.
+# Who waits for a fault there (BY_THREAD) goes on: only now, as nothing else here wakes anybody.
 cdef void frame_wake(char* at, uint64_t length) noexcept nogil
 # Whoever touches the page gets a bus error (BY_THREAD): 0 or -errno.
 cdef int frame_poison(char* page) noexcept nogil

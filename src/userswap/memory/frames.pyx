@@ -66,6 +66,9 @@ cdef extern from "us.h" nogil:
         UFFDIO_REGISTER_MODE_MISSING
         UFFDIO_REGISTER_MODE_WP
         UFFDIO_COPY_MODE_WP
+        UFFDIO_COPY_MODE_DONTWAKE
+        UFFDIO_MOVE_MODE_DONTWAKE
+        UFFDIO_WRITEPROTECT_MODE_DONTWAKE
         UFFDIO_WRITEPROTECT_MODE_WP
         O_CLOEXEC
         O_NONBLOCK
@@ -254,7 +257,7 @@ cdef int move(char* to, char* source, uint64_t length) noexcept nogil:
     move.dst = <uint64_t>to
     move.src = <uint64_t>source
     move.len = length
-    move.mode = 0
+    move.mode = UFFDIO_MOVE_MODE_DONTWAKE if delivery == BY_THREAD else 0
     while True:
         move.move = 0
         if ioctl(uffd, UFFDIO_MOVE, &move) == 0:
@@ -303,6 +306,8 @@ cdef int frame_fill(char* at, const void* data, uint64_t length, bint protect) n
         copy.src = <uint64_t>data + done
         copy.len = part if part < length - done else length - done
         copy.mode = UFFDIO_COPY_MODE_WP if protect else 0
+        if delivery == BY_THREAD:
+            copy.mode |= UFFDIO_COPY_MODE_DONTWAKE
         copy.copy = 0
         if ioctl(uffd, UFFDIO_COPY, &copy) == 0:
             done += copy.len
@@ -374,7 +379,7 @@ cdef int frame_protect(char* at, uint64_t length) noexcept nogil:
 cdef int frame_unprotect(char* at, uint64_t length) noexcept nogil:
     if delivery == BY_SEGV:
         return mapped_unprotect(at, length)
-    return write_protect(at, length, 0)
+    return write_protect(at, length, UFFDIO_WRITEPROTECT_MODE_DONTWAKE if delivery == BY_THREAD else 0)
 
 
 cdef int frame_vacate(char* at, uint64_t length) noexcept nogil:

@@ -48,7 +48,8 @@ cdef enum:
     HOW = 3
     SHORT = 4                   # a region's last one: what lies behind it is hidden
     SEAM = 8                    # the mapping ends behind it, whatever the next one is
-    SPARE = 64                  # mappings kept to be given up when the kernel has none left
+    SPARE = 256                 # mappings kept to be given up when the kernel has none left
+    LEAST = 32                  # that we get along with
 
 cdef int memory = -1            # /proc/self/mem
 cdef char* range_start = NULL
@@ -58,6 +59,7 @@ cdef uint8_t* books = NULL      # of each folio of the range, HIDDEN at first
 cdef int64_t caused = 0         # mappings, as the books have it; changed under the lock
 cdef int64_t most_mappings = 0
 cdef char* spare = NULL
+cdef int64_t caused_without_spare = 0   # how far we were when we tried to take them back last
 
 
 cdef int open_memory() noexcept nogil:
@@ -185,7 +187,7 @@ cdef int64_t ends_between(uint64_t first, uint64_t last) noexcept nogil:
 
 cdef int apply(char* at, uint64_t length, int how) noexcept nogil:
     """Gives a range a protection, and writes it down."""
-    global caused, most_mappings, spare
+    global caused, most_mappings, spare, caused_without_spare
     cdef uint64_t first = folio_of(at)
     cdef uint64_t last = folio_of(at + length - 1)
     cdef uint64_t i
@@ -204,19 +206,21 @@ cdef int apply(char* at, uint64_t length, int how) noexcept nogil:
             error = -errno
             if error != -ENOMEM or spare == NULL:
                 break
-            # The program itself has more mappings than we thought: from now on we get along with fewer.
+            # The program itself has more mappings than we thought: from now on we get along with fewer, and as soon
+            # as we do the spare ones are taken back.
             munmap(spare, SPARE * PAGE)
             spare = NULL
             error = 0
-            if caused < most_mappings:
-                most_mappings = caused
+            caused_without_spare = caused
+            most_mappings = caused - SPARE if caused > SPARE + LEAST else LEAST
         for i in range(first, last + 1):
             books[i] = (books[i] & SEAM) | (UNKNOWN if error else how)
         # An unknown one is as long as it was meant to be.
         if how != HIDDEN and length & (FOLIO_BYTES - 1):
             books[last] |= SHORT
         us_write(&caused, caused + ends_between(first, last) - before)
-        if spare == NULL and caused < most_mappings // 2:
+        if spare == NULL and caused < caused_without_spare:
+            caused_without_spare = caused
             keep_spare()
     us_unlock(&books_lock)
     return error
