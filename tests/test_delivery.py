@@ -179,7 +179,7 @@ def test_raw_system_calls_get_efault_and_change_nothing(way: str) -> None:
 
 @pytest.mark.parametrize("way", ["thread", "segv"])
 def test_pages_that_are_thrown_away_while_others_read_and_evict(way: str) -> None:
-    """Who swaps a folio out may meet a page of it that the program threw away at that moment; somebody has to serve it."""
+    """Who swaps a folio out may meet a page of it that the program has just thrown away: somebody has to serve that."""
     right(
         """
 pool = fresh_pool(swap="none")
@@ -355,7 +355,7 @@ check_empty(pool)
 
 @pytest.mark.parametrize("limit", [200, 2000])
 def test_mappings_stay_within_their_bound(limit: int) -> None:
-    """Folios that are in place here and there take two mappings each: near the bound neighbours come and go together."""
+    """Folios in place here and there take two mappings each: near the bound neighbours come and go together."""
     most = int(right(ALTERNATE + "print(most)\n", "segv", USERSWAP_MAPPINGS=str(limit)))
     # a unit that is not whole yet, of each of two threads at most
     assert limit // 4 < most <= limit + 8
@@ -467,8 +467,8 @@ assert np.array_equal(array, data("walk", 300 * FOLIO, 1))
 
 # ---- the rest of the tests ----
 
-# Models, threads, forks, system calls: what finds a wrong transition soonest.
-SOME = ["test_model.py", "test_threads.py", "test_faults.py", "test_pool_syscalls.py", "test_snapshot.py"]
+# What finds a wrong transition soonest; all of them with USERSWAP_DELIVERY=... make test.
+SOME = ["test_model.py", "test_faults.py"]
 
 
 @pytest.mark.skipif("USERSWAP_DELIVERY" in os.environ, reason="they all run under one already")
@@ -476,7 +476,7 @@ SOME = ["test_model.py", "test_threads.py", "test_faults.py", "test_pool_syscall
 def test_other_tests_pass_under_it(way: str, limit: str) -> None:
     if not here[way]:
         pytest.skip(f"no delivery by {way} here")
-    files = [str(Path(__file__).parent / name) for name in (SOME if not limit else SOME[:2])]
+    files = [str(Path(__file__).parent / name) for name in (SOME if not limit else SOME[:1])]
     environment = {**os.environ, "USERSWAP_DELIVERY": way, "USERSWAP_MAPPINGS": limit}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]

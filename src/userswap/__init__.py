@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 __all__ = [
     "BadSize",
     "BudgetError",
-    "Installation",
     "DeliveryError",
+    "Installation",
     "MapDesignError",
     "Pool",
     "Stats",

@@ -202,7 +202,7 @@ def start(delivery: str = "auto") -> None:
         try:
             # USERSWAP_FRAMES=copy: as on kernels before 6.8, for tests and to tell the two apart.
             move = os.environ.get("USERSWAP_FRAMES") != "copy"
-            _core.open_arena(way, move=move, most_mappings=_most_mappings(), threads=workers)
+            _core.open_arena(way, move=move, most_mappings=_most_mappings(), threads=max(workers, 2))
         except OSError as error:
             raise UnsupportedError(_why_not({way: error.errno or 0})) from None
         # Libraries that the thread uses take themselves apart after this. Only the last of several counts.

@@ -12,5 +12,6 @@ cdef struct ServerOps:
     # If the thread with this number is one that reads a folio to swap it out: what it needs, at once. Never waits.
     bint (*mend)(char* address, uint32_t thread) noexcept nogil
 
-cdef int server_start(const ServerOps* ops, int threads) noexcept nogil     # once a process: 0 or -errno
+# Once a process; at least two threads. 0 or -errno.
+cdef int server_start(const ServerOps* ops, int threads) noexcept nogil
 cdef int server_renew() noexcept nogil          # in a forked child, which has no threads and another userfaultfd

@@ -7,7 +7,10 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from userswap.memory.frames cimport frame_wake, frames_descriptor
-from userswap.native.us cimport us_futex_wait, us_futex_wake, us_load32, us_lock, us_mutex, us_store32, us_unlock
+from userswap.native.us cimport (
+    us_assert, us_futex_wait, us_futex_wake, us_load32, us_lock, us_mutex, us_store32,
+    us_unlock,
+)
 
 cdef extern from *:
     """
@@ -118,6 +121,7 @@ cdef int server_start(const ServerOps* ops, int threads) noexcept nogil:
     global operations, threads_wanted
     if operations != NULL:
         return 0
+    us_assert(threads > 1, "somebody serves while somebody reads")
     operations = ops
     threads_wanted = threads
     return server_renew()
