@@ -185,12 +185,13 @@ def test_pages_that_are_thrown_away_while_others_read_and_evict(way: str) -> Non
 pool = fresh_pool(swap="none")
 array = pool.array(data("walk", 64 * FOLIO, 1))
 copy = pool.snapshot(array)                             # guarded: not moved out, but read in place
-libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+number = {"x86_64": 28, "aarch64": 233}[os.uname().machine]     # madvise: not through our wrapper
 end = time.monotonic() + 2
 def throw():
     random = np.random.default_rng(1)
     while time.monotonic() < end:
-        libc.madvise(array.ctypes.data + int(random.integers(0, 1024)) * 4096, 4096, 4)
+        place = array.ctypes.data + int(random.integers(0, 1024)) * 4096
+        libc.syscall(ctypes.c_long(number), ctypes.c_void_p(place), ctypes.c_long(4096), ctypes.c_long(4))
 def evict():
     while time.monotonic() < end:
         pool.evict()

@@ -11,7 +11,7 @@ from userswap.memory.mapped cimport (
     mapped_reopen, mapped_right, mapped_unit, mapped_unprotect,
 )
 from userswap.native.mman cimport (
-    MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, madvise, mmap, munlock,
+    MADV_DONTNEED, MADV_DONTNEED_LOCKED, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, madvise, mmap, munlock,
 )
 
 from userswap.native.descriptors cimport descriptor_guard, descriptor_release
@@ -89,7 +89,6 @@ cdef extern from "<sched.h>" nogil:
     int sched_yield()
 
 cdef enum:
-    MADV_DONTNEED_LOCKED = 24   # Linux 5.18
     PAGE = 4096
     ZEROS = 1 << 16
     MOVE_TRIES = 64

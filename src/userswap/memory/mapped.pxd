@@ -1,6 +1,6 @@
 # Mapped frames: what frames does where userfaultfd is forbidden. The protection of the mapping itself says what is in
-# place (PROT_NONE: nothing), a fault is a SIGSEGV, bytes come through /proc/self/mem. All ranges begin at a folio's start
-# and end at a folio's, or region's, end; results are 0 or -errno.
+# place (PROT_NONE: nothing), a fault is a SIGSEGV, bytes come through /proc/self/mem. All ranges begin at a folio's
+# start and end at a folio's, or region's, end; results are 0 or -errno.
 #
 # The kernel has a mapping for every run of pages of one protection, and at most vm.max_map_count of them for the whole
 # process. What we cause is counted here: `mapped_unit` says how much shall come and go together to keep within bounds,
@@ -15,7 +15,7 @@ cdef int mapped_fill(char* at, const void* data, uint64_t length, bint protect) 
 cdef int mapped_fill_zeros(char* at, uint64_t length) noexcept nogil    # of what is missing, so nothing is written
 cdef int mapped_protect(char* at, uint64_t length) noexcept nogil
 cdef int mapped_unprotect(char* at, uint64_t length) noexcept nogil
-cdef int mapped_hide(char* at, uint64_t length) noexcept nogil          # the next touch faults; the bytes are still there
+cdef int mapped_hide(char* at, uint64_t length) noexcept nogil      # the next touch faults; the bytes are there still
 # Of a folio that is in place: whether its pages have the protection that they should have, as far as we know.
 cdef bint mapped_right(char* page, bint protect) noexcept nogil
 cdef int mapped_mend(char* page, bint protect) noexcept nogil           # sees to it, for one page: 1 or -errno

@@ -129,11 +129,11 @@ cdef int server_start(const ServerOps* ops, int threads) noexcept nogil:
 
 cdef int server_renew() noexcept nogil:
     global first, waiting, somebody_reads, idle
-    cdef int i, error
+    cdef int _i, error
     memset(&server_lock, 0, sizeof(server_lock))
     first = waiting = idle = 0
     somebody_reads = False
-    for i in range(threads_wanted):
+    for _i in range(threads_wanted):
         error = us_thread(body)
         if error:
             return error

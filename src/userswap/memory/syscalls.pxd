@@ -35,6 +35,8 @@ cdef struct PinOps:
     bint (*ours)(const void* start, size_t length) noexcept nogil
     int64_t (*pin)(void* start, size_t length, bint writing) noexcept nogil
     void (*unpin)(void* start, size_t length) noexcept nogil
+    # Zeros from here on, wherever the memory is; the kernel itself could only throw away what is in place.
+    void (*discard)(void* start, size_t length) noexcept nogil
 
 # Patches everything loaded now, and what is loaded from now on. Idempotent (a second call may bring
 # other ops). `ops` must stay valid for ever: patched tables are never put back. Call without the GIL:
@@ -46,8 +48,8 @@ cdef void syscalls_patched(int64_t* objects, int64_t* slots, int64_t* refused) n
 # Whether a loaded object, by its path, is one of those whose own calls stay what they are: the C library, the loader,
 # the compressor, ours. After syscalls_install.
 cdef bint left_alone(const char* path) noexcept nogil
-# Takes the first place among the handlers of a signal, the one that faults come by: what was there, and what anybody installs later
-# through sigaction/signal, becomes the chain. Call after syscalls_install. 0 or -errno.
+# Takes the first place among the handlers of a signal, the one that faults come by: what was there, and
+# what anybody installs later through sigaction/signal, becomes the chain. Call after syscalls_install. 0 or -errno.
 cdef int handler_install(int signal, void (*handler)(int, siginfo_t*, void*) noexcept nogil) noexcept nogil
 # For the handler: this signal is not ours; do what would have happened without us. May return (the
 # fault then repeats under whatever is in force), and may leave by a longjmp of the program's handler:
