@@ -21,6 +21,7 @@ from userswap.swap.map import BOUND
 
 FOLIO = 1 << 16
 LEAST = "16MiB"
+DELIVERY = os.environ.get("USERSWAP_DELIVERY", "auto")
 
 
 def fresh_pool(ram: str = LEAST, **options: Any) -> userswap.Pool:

@@ -8,6 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+# Where frames are copied there are no parts of folios, and nothing is read ahead.
+only_moved = pytest.mark.skipif(
+    os.environ.get("USERSWAP_DELIVERY") == "segv", reason="frames can't be moved under this delivery"
+)
+# Threads that serve faults read them, and a process's reads are what such a test counts.
+only_quiet = pytest.mark.skipif(
+    os.environ.get("USERSWAP_DELIVERY") in ("segv", "thread"), reason="reads are counted, and windows are wanted"
+)
+
 Result = subprocess.CompletedProcess[str]
 
 

@@ -16,8 +16,11 @@ import numpy.typing as npt
 import pytest
 
 from helpers import FOLIO, check_empty, check_pool, data, fresh_pool, run_python
+from support import only_moved
 from userswap import Pool
 from userswap.swap.map import BOUND
+
+pytestmark = only_moved
 
 PART = FOLIO // 4
 FOLIOS = 400  # 25 MiB in a budget of 16

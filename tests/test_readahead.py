@@ -23,6 +23,7 @@ import numpy.typing as npt
 import pytest
 
 from helpers import FOLIO, check_empty, check_pool, data, fresh_pool, run_python
+from support import only_moved, only_quiet
 from userswap import UserswapError
 from userswap.swap.map import BOUND
 
@@ -85,6 +86,7 @@ def out(pool: Any) -> None:
     pool.evict()
 
 
+@only_moved
 def test_a_scan_finds_windows_ready_and_right(pool: Any) -> None:
     memory, versions = filled(pool), np.zeros(FOLIOS, np.int64)
     out(pool)
@@ -239,7 +241,7 @@ def test_a_process_that_ends_while_windows_are_made_ends_well() -> None:
 def test_frames_are_copied_where_they_may_not_be_moved() -> None:
     """As on kernels before 6.8: the same answers, with a fault for each folio."""
     result = run_python(
-        "import os; os.environ['USERSWAP_FRAMES'] = 'copy'\n"
+        "import os; os.environ |= {'USERSWAP_FRAMES': 'copy', 'USERSWAP_DELIVERY': 'signal'}\n"
         "import numpy as np, userswap\n"
         "pool = userswap.Pool(ram='128MiB')\n"
         "x = pool.array(np.arange(4 << 20))\n"
@@ -529,6 +531,7 @@ def far(kind: str, cpus: int, **environment: str) -> int:
     return int(asked)
 
 
+@only_quiet
 @pytest.mark.parametrize("cpus", [1, 2])
 @pytest.mark.parametrize(("kind", "most"), [("small", 40), ("mixed", 78), ("noise", 65)])
 def test_what_lies_together_in_the_file_is_read_together(kind: str, most: int, cpus: int) -> None:

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from helpers import run_python
+from support import only_quiet
 
 FOLIO = 1 << 16
 
@@ -76,6 +77,7 @@ def passes(body: str, folios: int, kind: str = "", frames: str = "move") -> list
     return counted
 
 
+@only_quiet
 @pytest.mark.parametrize("frames", ["move", "copy"])
 @pytest.mark.parametrize("kind", ["update", "write", "store"])
 def test_only_what_does_not_fit_goes_round(kind: str, frames: str) -> None:

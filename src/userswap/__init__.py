@@ -10,7 +10,15 @@ On the command line: ``userswap run --ram 512M script.py`` for any program, unch
 says what this machine can do.
 """
 
-from userswap.errors import BadSize, BudgetError, MapDesignError, SwapPathError, UnsupportedError, UserswapError
+from userswap.errors import (
+    BadSize,
+    BudgetError,
+    DeliveryError,
+    MapDesignError,
+    SwapPathError,
+    UnsupportedError,
+    UserswapError,
+)
 
 # As typing has it; that module takes milliseconds, which `userswap run` would pay twice.
 TYPE_CHECKING = False
@@ -21,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BadSize",
     "BudgetError",
+    "DeliveryError",
     "Installation",
     "MapDesignError",
     "Pin",

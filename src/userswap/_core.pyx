@@ -15,8 +15,13 @@ from userswap.memory.faults cimport (
     faults_install, memory_background, memory_check, memory_compact, memory_evict, memory_fit, memory_holders,
     memory_pin, memory_pool_close, memory_shrink, memory_snapshot, memory_unpin, memory_writeback, pool_bind,
 )
-from userswap.memory.frames cimport frames_forbid_move
-from userswap.memory.regions cimport BUCKETS, MemoryPool, Region, arena_open, pool_get, pool_new, region_at
+from userswap.memory.frames cimport (
+    BY_SEGV, BY_SIGNAL, BY_THREAD, frames_choose, frames_delivery, frames_forbid_move, frames_probe,
+)
+from userswap.memory.mapped cimport mapped_count
+from userswap.memory.regions cimport (
+    BUCKETS, MemoryPool, Region, arena_bytes, arena_open, pool_get, pool_new, region_at,
+)
 from userswap.memory.stage cimport STAGE_SLOTS
 from userswap.memory.watcher cimport WATCHER_PIECE, watcher_rest, watcher_start
 from userswap.native.us cimport us_add, us_debug, us_max, us_read, us_write
@@ -37,20 +42,43 @@ cdef extern from "<unistd.h>" nogil:
 FOLIO = FOLIO_BYTES
 
 
-def open_arena(move: bool = True) -> None:
-    """Reserve the arena, register it with userfaultfd, take over SIGBUS and libc's I/O functions. Once a process.
+DELIVERIES = {"signal": BY_SIGNAL, "thread": BY_THREAD, "segv": BY_SEGV}
 
-    `move`: frames are moved, where the kernel can, and not copied.
+
+def probe(delivery: str) -> int:
+    """Whether this kernel lets this process have its faults delivered so: 0 or an errno."""
+    return -frames_probe(DELIVERIES[delivery])
+
+
+def delivery() -> str | None:
+    """How faults are delivered in this process; ``None`` as long as there is no arena."""
+    if arena_bytes() == 0:
+        return None
+    return next(name for name, number in DELIVERIES.items() if number == frames_delivery())
+
+
+def mappings() -> int:
+    """How many mappings the protections of swapped memory take just now, beside the arena's one (``segv``)."""
+    return mapped_count()
+
+
+def open_arena(delivery: str = "signal", move: bool = True, most_mappings: int = 0, threads: int = 2) -> None:
+    """Reserve the arena, arm it, take over the signal of faults and libc's I/O functions.
+
+    Once a process: the first call decides on everything. `move`: frames are moved, where the kernel can, and not
+    copied. `most_mappings`: that ``segv`` may cause. `threads`: that ``thread`` has.
 
     Raises:
-        OSError: the kernel refuses userfaultfd (``errno`` says why), or there is no address space.
+        OSError: the kernel refuses that delivery (``errno`` says why), or there is no address space.
     """
     cdef int error
-    if not move:
-        frames_forbid_move()
+    if arena_bytes() == 0:
+        frames_choose(DELIVERIES[delivery], most_mappings)
+        if not move:
+            frames_forbid_move()
     error = arena_open()
     if error == 0:
-        error = faults_install()
+        error = faults_install(threads)
     if error:
         raise OSError(-error, os.strerror(-error))
 

@@ -8,6 +8,7 @@ __all__ = [
     "BadSize",
     "BenchError",
     "BudgetError",
+    "DeliveryError",
     "LabError",
     "MapDesignError",
     "SwapPathError",
@@ -28,6 +29,10 @@ class BadSize(UserswapError, ValueError):  # noqa: N818 - reads as what it is: "
 
 class BudgetError(UserswapError, ValueError):
     """The RAM budget is too small to work with, or none could be worked out."""
+
+
+class DeliveryError(UserswapError, ValueError):
+    """There is no such way to deliver faults, or the process has settled on another one."""
 
 
 class MapDesignError(UserswapError, ValueError):

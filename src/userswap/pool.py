@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from userswap import _core, numpy_hook
 from userswap.backends import codec
 from userswap.budget import default_budget, total_ram, watched_levels
-from userswap.errors import BudgetError, MapDesignError, UnsupportedError
+from userswap.errors import BudgetError, DeliveryError, MapDesignError, UnsupportedError
 from userswap.sizes import format_size, parse_size
 from userswap.swap.map import BOUND, DESIGN_NAMES, TRACED
 from userswap.swapfiles import open_swap, parse_swap
@@ -34,7 +34,9 @@ R = TypeVar("R")
 
 __all__ = ["Installation", "Pool", "Stats", "install", "snapshot"]
 
+DELIVERIES = ("auto", "signal", "thread", "segv")
 MOST_WORKERS = 8
+LINUX_MAPPINGS = 65530
 LEAST_ARRAY = 4096
 LEAST_RESIDENT = 8 << 20
 BUDGET = "the budget (ram)"
@@ -141,15 +143,59 @@ def blosc2_library() -> Path:
     return library
 
 
-def start() -> None:
+def choose_delivery(wish: str) -> str:
+    """How faults will be delivered in this process, or are: "signal", "thread" or "segv".
+
+    Args:
+        wish: one of these, or "auto", for which USERSWAP_DELIVERY in the environment may stand in.
+
+    Raises:
+        DeliveryError: there is no such way, or the process has settled on another one.
+        UnsupportedError: this machine doesn't allow it; the text says what to do.
+    """
+    named = "delivery"
+    if wish == "auto" and os.environ.get("USERSWAP_DELIVERY"):
+        wish, named = os.environ["USERSWAP_DELIVERY"], "USERSWAP_DELIVERY"
+    if wish not in DELIVERIES:
+        raise DeliveryError(f"There is no {named} {wish!r}, only {', '.join(DELIVERIES)}.")
+    settled = _core.delivery()
+    if settled is not None:
+        if wish not in ("auto", settled) and named == "delivery":
+            raise DeliveryError(
+                f"Faults of this process are delivered by {settled} since its first pool, for good: leave out "
+                f"delivery={wish!r}, or give it to the first pool (userswap run --delivery {wish})."
+            )
+        return settled
+    refused: dict[str, int] = {}
+    for way in ("signal", "segv") if wish == "auto" else (wish,):
+        refused[way] = _core.probe(way)
+        if refused[way] == 0:
+            return way
+    raise UnsupportedError(_why_not(refused))
+
+
+def _most_mappings() -> int:
+    """How many of the process's mappings ours may be. The program has some, too."""
+    if os.environ.get("USERSWAP_MAPPINGS"):
+        return int(os.environ["USERSWAP_MAPPINGS"])
+    try:
+        most = int(Path("/proc/sys/vm/max_map_count").read_text())
+    except (OSError, ValueError):
+        most = LINUX_MAPPINGS
+    return max(most // 4 * 3, 64)
+
+
+def start(delivery: str = "auto") -> None:
     """Make the process ready for pools: codec, arena, fault handler. Does nothing the second time.
 
     Raises:
+        DeliveryError: there is no such way to deliver faults, or the process has settled on another one.
         UnsupportedError: this machine can't run userswap; the text says what to do.
     """
-    # A thread that has SIGBUS blocked would be killed by its first fault.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGBUS})
+    # A thread that has the signal of faults blocked would be killed by its first one.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGBUS, signal.SIGSEGV})
     with _start_lock:
+        way = choose_delivery(delivery)
         library = blosc2_library()
         workers = min(MOST_WORKERS, (os.cpu_count() or 1) + 1)
         try:
@@ -160,9 +206,10 @@ def start() -> None:
             ) from None
         try:
             # USERSWAP_FRAMES=copy: as on kernels before 6.8, for tests and to tell the two apart.
-            _core.open_arena(move=os.environ.get("USERSWAP_FRAMES") != "copy")
+            move = os.environ.get("USERSWAP_FRAMES") != "copy"
+            _core.open_arena(way, move=move, most_mappings=_most_mappings(), threads=max(workers, 2))
         except OSError as error:
-            raise UnsupportedError(_why_not(error)) from None
+            raise UnsupportedError(_why_not({way: error.errno or 0})) from None
         # Libraries that the thread uses take themselves apart after this. Only the last of several counts.
         atexit.unregister(_core.rest)
         atexit.register(_core.rest)
@@ -202,22 +249,39 @@ def _check_design(name: str, swap: str | os.PathLike[str] | None) -> None:
         )
 
 
-def _why_not(error: OSError) -> str:
-    reason = os.strerror(error.errno or 0)
-    if error.errno == errno.ENOSYS:
-        text = "This kernel was built without userfaultfd"
-    elif error.errno in (errno.EPERM, errno.EACCES):
-        text = (
-            f"userfaultfd is forbidden here ({reason}), most often by a container's seccomp profile: "
-            "allow the userfaultfd system call in it, or run the container with "
-            "--security-opt seccomp=unconfined"
-        )
-    elif error.errno == errno.EINVAL:
-        text = "This kernel's userfaultfd lacks signal delivery or write protection: Linux 5.11 or newer has them"
-    elif error.errno == errno.ENOMEM:
+def _why_not(refused: dict[str, int]) -> str:
+    """A sentence about ways to deliver faults, and why the kernel refuses each (errno)."""
+    forbidden = (errno.EPERM, errno.EACCES)
+    if errno.ENOMEM in refused.values():
         text = "The process may not reserve the address space that userswap needs: raise `ulimit -v`"
+    elif "segv" in refused:
+        text = (
+            "A process can't write to its own memory through /proc/self/mem here "
+            f"({os.strerror(refused['segv'])}), which delivery by segv needs"
+        )
+        if "signal" in refused:
+            text = f"userfaultfd can't be had ({os.strerror(refused['signal'])}), and what stands in for it " + (
+                f"can't either: {text[0].lower()}{text[1:]}. Allow the userfaultfd system call, or run the container "
+                "with --security-opt seccomp=unconfined"
+            )
+    elif refused.get("thread") in forbidden:
+        text = (
+            f"userfaultfd for faults of the kernel is forbidden here ({os.strerror(refused['thread'])}): delivery by "
+            "thread needs CAP_SYS_PTRACE, vm.unprivileged_userfaultfd=1 or access to /dev/userfaultfd. "
+            "Leave out the delivery"
+        )
+    elif refused.get("signal") in forbidden:
+        text = (
+            f"userfaultfd is forbidden here ({os.strerror(refused['signal'])}), most often by a container's seccomp "
+            "profile: leave out the delivery, and another one is used"
+        )
+    elif errno.ENOSYS in refused.values():
+        text = "This kernel was built without userfaultfd, or a seccomp profile hides it: leave out the delivery"
+    elif errno.EINVAL in refused.values():
+        text = "This kernel's userfaultfd lacks signal delivery or write protection: Linux 5.11 or newer has them"
     else:
-        text = f"The kernel refused to set userswap up ({reason})"
+        reasons = ", ".join(os.strerror(number) for number in refused.values())
+        text = f"The kernel refused to set userswap up ({reasons})"
     return f"{text}. `userswap doctor` says more."
 
 
@@ -235,10 +299,15 @@ class Pool:
         map_design: which design of the swap map to use, one of ``userswap.swap.map.DESIGN_NAMES``.
         children: "share": this process and those that are forked from it keep to the budget together; "own": each has
             a whole one for itself.
+        delivery: how page faults reach userswap: "signal" (userfaultfd, SIGBUS), "thread" (userfaultfd, served by
+            threads, so that raw system calls on swapped memory work; needs privilege) or "segv" (without userfaultfd:
+            protected mappings, SIGSEGV). "auto" is "signal" where that is allowed, else "segv". The process's first
+            pool decides for all of them, and for forked children.
 
     Raises:
         BadSize: a size that can't be read.
         BudgetError: the budget is too small; the text says the least that works.
+        DeliveryError: no such delivery, or the process has settled on another one.
         MapDesignError: no such design, or one whose ids are slots of a swap file, without a swap file.
         SwapPathError: the swap file can't be used.
         UnsupportedError: this machine can't run userswap.
@@ -259,6 +328,7 @@ class Pool:
         dedupe: bool = True,
         map_design: str = "on_demand",
         children: str = "share",
+        delivery: str = "auto",
     ) -> None:
         if children not in ("share", "own"):
             raise ValueError(f'children is {children!r}: write "share" (one budget for all) or "own" (one for each).')
@@ -271,7 +341,7 @@ class Pool:
             limit = parse_size(ram, BUDGET)
         self.min_array = max(parse_size(min_array, "the smallest array (min_array)"), LEAST_ARRAY)
         _check_design(map_design, swap)
-        start()
+        start(delivery)
         check_budget(limit)
         file = open_swap(swap)
         self._core = _core.Core(
@@ -487,6 +557,7 @@ def install(
     dedupe: bool = True,
     map_design: str = "on_demand",
     children: str = "share",
+    delivery: str = "auto",
 ) -> Installation:
     """From here on every NumPy array of `min_array` bytes and more lives in swap, whichever thread makes it.
 
@@ -495,7 +566,10 @@ def install(
 
     Args and errors are those of `Pool`.
     """
-    pool = Pool(ram, swap, min_array=min_array, hard=hard, dedupe=dedupe, map_design=map_design, children=children)
+    pool = Pool(
+        ram, swap, min_array=min_array, hard=hard, dedupe=dedupe, map_design=map_design, children=children,
+        delivery=delivery,
+    )  # fmt: skip
     return Installation(pool, pool.min_array)
 
 

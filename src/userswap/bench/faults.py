@@ -38,6 +38,8 @@ class Options:
     rounds: int
     data: str
     directory: str
+    delivery: str
+    """Of faults: one of `pool.DELIVERIES`."""
 
 
 @dataclass
@@ -49,7 +51,7 @@ class Kind:
     took: list[int] = field(default_factory=list)
     """The whole touch."""
     handler: list[int] = field(default_factory=list)
-    """What of it was in the handler."""
+    """What of it was in the handler, or in the thread that served it."""
     others: int = 0
     """Touches that were no fault, or more than one: not in the figures."""
 
@@ -186,9 +188,9 @@ def measure(options: Options, version: str, step: Callable[[str], None]) -> Resu
     Filler(options.data).fill(sample)
     for turn in range(options.rounds):
         step(f"round {turn + 1} of {options.rounds}")
-        with Pool(2 * options.size + 32 * MIB, options.directory) as roomy:
+        with Pool(2 * options.size + 32 * MIB, options.directory, delivery=options.delivery) as roomy:
             with_room(roomy, options, results)
-        with Pool(max(options.size // 2, LEAST_BUDGET), options.directory) as tight:
+        with Pool(max(options.size // 2, LEAST_BUDGET), options.directory, delivery=options.delivery) as tight:
             without_room(tight, options, results)
         _, packing, unpacking = codec.speed(sample.tobytes(), RECIPE, CODEC_TURNS)
         results.compress.append(FOLIO / packing / 1e3)

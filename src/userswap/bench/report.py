@@ -157,7 +157,8 @@ def print_faults(results: faults.Results, to: Console) -> None:
     """Print what `userswap bench faults` found."""
     machine, options = results.machine, results.options
     to.print(
-        f"{options.rounds} rounds over {format_size(options.size)}, {options.data} by Blosc2; {machine.processor}, "
+        f"{options.rounds} rounds over {format_size(options.size)}, {options.data} by Blosc2, delivered by "
+        f"{options.delivery}; {machine.processor}, "
         f"{machine.processors} processors, Linux {machine.kernel}, load {machine.load_before:.1f} before."
     )
     shown = Table(

@@ -17,6 +17,7 @@ def prepare_faults(arguments: list[str]) -> Action:
     """Return `userswap bench faults`. Raises UserswapError."""
     from userswap.bench import faults
     from userswap.bench.data import KINDS
+    from userswap.pool import choose_delivery
 
     parser = Parser(
         prog="userswap bench faults", description="How long a fault takes, by kind, and where the time goes."
@@ -24,6 +25,7 @@ def prepare_faults(arguments: list[str]) -> Action:
     parser.add_argument("--size", default="64M", help="array whose folios are touched (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=10, help="touch all of them this often (default %(default)s)")
     parser.add_argument("--data", default="2:1", help=f"one of {', '.join(KINDS)} (default %(default)s)")
+    parser.add_argument("--delivery", default="auto", help="of faults: signal, thread or segv (default %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
     options = parser.parse_args(arguments)
     size = parse_size(options.size, "--size")
@@ -33,7 +35,7 @@ def prepare_faults(arguments: list[str]) -> Action:
         raise UsageError("--rounds must be 1 or more.")
     if options.data not in KINDS:
         raise UsageError(f"--data: there is no {options.data!r}, only {', '.join(KINDS)}.")
-    wanted = faults.Options(size, options.rounds, options.data, str(place(4 * size)))
+    wanted = faults.Options(size, options.rounds, options.data, str(place(4 * size)), choose_delivery(options.delivery))
     path = writable("--json", options.json)
 
     def action() -> int:

@@ -38,12 +38,13 @@ USERFAULTFD_IOC_NEW = 0xAA00
 REGISTER_MISSING_AND_WP = 3
 NEEDED = {"PAGEFAULT_FLAG_WP": 1 << 0, "SIGBUS": 1 << 7}
 USEFUL = {"WP_UNPOPULATED": 1 << 13, "WP_ASYNC": 1 << 15, "MOVE": 1 << 16}
-# Regions are few and large, but eviction at page granularity can split mappings.
+# Delivery by segv takes mappings for what is in place here and there; with fewer, more has to come and go together.
 LEAST_MAPS = 65530
+NOT_KERNEL_MODE = "that takes CAP_SYS_PTRACE, vm.unprivileged_userfaultfd=1 or access to /dev/userfaultfd"
 NETWORK = {0x6969: "NFS", 0xFF534D42: "CIFS", 0xFE534D42: "SMB", 0x65735546: "FUSE", 0x01021997: "9p"}
 # What the last check runs.
 TRIAL = """
-import userswap
+import userswap, userswap._core
 with userswap.Pool(ram="64MiB", swap="none") as pool:
     array = pool.zeros(1 << 18, dtype="u1")
     array[:] = 7
@@ -51,6 +52,7 @@ with userswap.Pool(ram="64MiB", swap="none") as pool:
     if int(array.sum()) != 7 << 18:
         raise SystemExit("An array came back with other bytes than it had.")
     del array
+    print(userswap._core.delivery())
 """
 TRIAL_OF_MALLOC = """
 from userswap import malloc_hook
@@ -109,7 +111,8 @@ def examine() -> list[Check]:
         page_size(),
         *userfaultfd(),
         kernel_mode(),
-        sigbus(),
+        delivery(),
+        fault_signals(),
         overcommit(),
         address_space(),
         max_map_count(),
@@ -173,14 +176,14 @@ def userfaultfd() -> list[Check]:
         with uffd() as fd:
             features = struct.unpack("QQQ", ioctl(fd, UFFDIO_API, struct.pack("QQQ", UFFD_API, 0, 0)))[1]
     except OSError as error:
-        return [Check(name, "problem", f"user-mode faults: {error.strerror}", mend_userfaultfd(error))]
+        return [Check(name, "note", f"user-mode faults: {error.strerror}", mend_userfaultfd(error))]
     missing = [feature for feature, bit in NEEDED.items() if not features & bit]
     if missing:
-        return [Check(name, "problem", f"without {', '.join(missing)}", "use Linux 5.11 or newer")]
+        return [Check(name, "note", f"without {', '.join(missing)}", "use Linux 5.11 or newer")]
     try:
         register()
     except OSError as error:
-        return [Check(name, "problem", f"a range can't be registered: {error.strerror}", mend_userfaultfd(error))]
+        return [Check(name, "note", f"a range can't be registered: {error.strerror}", mend_userfaultfd(error))]
     who = "root" if os.geteuid() == 0 else "this user, without privilege"
     absent = [feature for feature, bit in USEFUL.items() if not features & bit]
     has = ", ".join(feature for feature, bit in (NEEDED | USEFUL).items() if features & bit)
@@ -198,14 +201,14 @@ def userfaultfd() -> list[Check]:
 
 
 @contextlib.contextmanager
-def uffd() -> Iterator[int]:
-    """Give a new userfaultfd for faults from user mode. Raises OSError."""
+def uffd(flags: int = UFFD_USER_MODE_ONLY) -> Iterator[int]:
+    """Give a new userfaultfd, for faults from user mode unless `flags` say otherwise. Raises OSError."""
     number = SYS_USERFAULTFD.get(platform.machine())
     if number is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall.restype = ctypes.c_long
-    fd = libc.syscall(ctypes.c_long(number), ctypes.c_long(os.O_CLOEXEC | os.O_NONBLOCK | UFFD_USER_MODE_ONLY))
+    fd = libc.syscall(ctypes.c_long(number), ctypes.c_long(os.O_CLOEXEC | os.O_NONBLOCK | flags))
     if fd < 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
@@ -244,7 +247,13 @@ def mend_userfaultfd(error: OSError) -> str:
 
 def kernel_mode() -> Check:
     """Whether faults from inside system calls could be served too; userswap runs without."""
-    name = "kernel-mode faults"
+    ways = ways_to_kernel_mode()
+    value = f"allowed ({', '.join(ways)}): with --delivery thread raw system calls work on swapped memory, too"
+    return Check("kernel-mode faults", "ok", value if ways else "not allowed, and not needed")
+
+
+def ways_to_kernel_mode() -> list[str]:
+    """Return what allows a userfaultfd for faults of the kernel; it is tried out."""
     ways = []
     with contextlib.suppress(OSError):
         fd = os.open("/dev/userfaultfd", os.O_RDWR | os.O_CLOEXEC)
@@ -253,24 +262,91 @@ def kernel_mode() -> Check:
             ways.append("/dev/userfaultfd")
         finally:
             os.close(fd)
-    if read("/proc/sys/vm/unprivileged_userfaultfd") == "1":
-        ways.append("vm.unprivileged_userfaultfd=1")
-    # Bit 19 is CAP_SYS_PTRACE.
-    if int(status("CapEff") or "0", 16) & 1 << 19:
-        ways.append("CAP_SYS_PTRACE")
-    return Check(name, "ok", f"allowed ({', '.join(ways)})" if ways else "not allowed, and not needed")
+    with contextlib.suppress(OSError), uffd(0):
+        # Bit 19 is CAP_SYS_PTRACE.
+        if int(status("CapEff") or "0", 16) & 1 << 19:
+            ways.append("CAP_SYS_PTRACE")
+        else:
+            ways.append("vm.unprivileged_userfaultfd=1")
+    return ways
 
 
-def sigbus() -> Check:
-    """The signal by which faults arrive must not be blocked."""
-    if signal.SIGBUS in signal.pthread_sigmask(signal.SIG_BLOCK, []):
+def delivery() -> Check:
+    """How page faults will reach userswap, and why so."""
+    name = "delivery"
+    wish = os.environ.get("USERSWAP_DELIVERY") or "auto"
+    asked = "" if wish == "auto" else " (USERSWAP_DELIVERY asks for it)"
+    forbidden = refusal_of_userfaultfd()
+    if wish == "auto":
+        wish = "segv" if forbidden else "signal"
+    if wish == "signal":
+        if forbidden:
+            return Check(name, "problem", f"signal{asked}, but {forbidden}", "leave out USERSWAP_DELIVERY")
+        return Check(name, "ok", f"signal{asked}: userfaultfd works, and a fault comes to the thread that has it")
+    if wish == "thread":
+        if not ways_to_kernel_mode():
+            return Check(name, "problem", f"thread{asked}, but {NOT_KERNEL_MODE}", "leave out USERSWAP_DELIVERY")
+        return Check(name, "ok", f"thread{asked}: threads serve faults, those of the kernel too")
+    if wish != "segv":
+        return Check(name, "problem", f"{wish}{asked}: there is no such", "use auto, signal, thread or segv")
+    reason = asked or f": {forbidden}, so protected mappings and SIGSEGV do its work"
+    refused = refusal_of_memory_file()
+    if refused:
+        mend = "allow the userfaultfd system call, or writes to /proc/self/mem (proc_mem.force_override)"
+        return Check(name, "problem", f"segv{reason}; but {refused}", mend)
+    return Check(
+        name,
+        "ok" if asked else "note",
+        f"segv{reason}",
+        "it works, but is slower: memory that is swapped is copied, not moved, and nothing is read ahead",
+    )
+
+
+def refusal_of_userfaultfd() -> str:
+    """Return why faults can't be delivered by signal; "" if they can."""
+    try:
+        register()
+    except OSError as error:
+        forbidden = error.errno in (errno.EPERM, errno.EACCES)
+        return f"userfaultfd {'is forbidden' if forbidden else 'does not work'} ({error.strerror})"
+    return ""
+
+
+def refusal_of_memory_file() -> str:
+    """Return why faults can't be delivered by segv; "" if they can."""
+    pattern = b"userswap"
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    with mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as page:
+        start = ctypes.addressof(holder := ctypes.c_char.from_buffer(page))
+        # The buffer must be let go before the page can be unmapped.
+        del holder
+        if libc.mprotect(start, mmap.PAGESIZE, 0) != 0:
+            return f"memory can't be protected ({os.strerror(ctypes.get_errno())})"
+        try:
+            fd = os.open("/proc/self/mem", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                if os.pwrite(fd, pattern, start) == len(pattern) and os.pread(fd, len(pattern), start) == pattern:
+                    return ""
+            finally:
+                os.close(fd)
+        except OSError as error:
+            return f"a process can't write to its own memory through /proc/self/mem ({error.strerror})"
+    return "what a process writes to its own memory through /proc/self/mem does not arrive there"
+
+
+def fault_signals() -> Check:
+    """The signals by which faults arrive must not be blocked."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, []) & {signal.SIGBUS, signal.SIGSEGV}
+    if blocked:
+        names = " and ".join(sorted(signal.Signals(number).name for number in blocked))
         return Check(
-            "SIGBUS",
+            names,
             "note",
             "blocked in this thread, by whatever started it",
-            "start userswap from a process that does not block SIGBUS: a fault would end the program",
+            f"start userswap from a process that does not block {names}: a fault would end the program",
         )
-    return Check("SIGBUS", "ok", "not blocked")
+    return Check("SIGBUS, SIGSEGV", "ok", "not blocked")
 
 
 def overcommit() -> Check:
@@ -415,7 +491,8 @@ def compiled_part() -> Check:
         return Check(name, "problem", f"ended by {signal.Signals(-result.returncode).name}", mend)
     if result.returncode:
         return Check(name, "problem", (result.stderr.strip().splitlines() or ["it failed"])[-1], mend)
-    return Check(name, "ok", f"an array was swapped out and in (Python {platform.python_version()})")
+    way = result.stdout.strip()
+    return Check(name, "ok", f"an array was swapped out and in, by {way} (Python {platform.python_version()})")
 
 
 def large_allocations() -> Check:

@@ -31,7 +31,8 @@ __all__ = ["prepare"]
 
 USAGE = """\
 userswap run [--ram SIZE] [--swap PATH[:SIZE]|none] [--min-array SIZE] [--only-numpy] [--hard]
-                    [--no-dedupe] [--children share|own] [--map NAME] [--quiet] [--stats FILE] [--trace FILE]
+                    [--no-dedupe] [--children share|own] [--map NAME] [--delivery NAME] [--quiet] [--stats FILE]
+                    [--trace FILE]
                     (SCRIPT | -m MODULE | -c CODE) [ARGUMENT ...]"""
 EPILOG = """\
 Sizes are like 512M, 1.5GiB or 65536 (bytes); units are powers of 1024. SCRIPT may also be a directory or
@@ -107,6 +108,9 @@ def prepare(arguments: list[str]) -> Callable[[], int]:
         help="forked processes share the budget (share, the default), or each has a whole one (own)",
     )
     parser.add_argument("--map", metavar="NAME", help="design of the swap map (default: on_demand)")
+    parser.add_argument(
+        "--delivery", metavar="NAME", default="auto", help="of page faults: signal, thread or segv (default: auto)"
+    )
     parser.add_argument("--quiet", action="store_true", help="no summary at the end")
     parser.add_argument("--stats", metavar="FILE", help="write the figures to FILE, as JSON")
     parser.add_argument(
@@ -218,6 +222,7 @@ def install(ram: int | None, min_array: int, chosen: Namespace) -> Any:
             dedupe=not chosen.no_dedupe,
             map_design=design,
             children=chosen.children,
+            delivery=chosen.delivery,
         )
         if not chosen.only_numpy and not malloc_hook.install(handle.pool._core, handle.min_array) and not chosen.quiet:
             say(f"userswap: only NumPy's arrays live in swap: {preload.why_not()}.\n")

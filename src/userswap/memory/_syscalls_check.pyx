@@ -11,7 +11,7 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from userswap.memory.syscalls cimport (
-    PinOps, sigbus_chain, sigbus_install, siginfo_t, syscalls_install,
+    PinOps, handler_chain, handler_install, siginfo_t, syscalls_install,
 )
 from userswap.native.us cimport us_lock, us_mutex, us_unlock
 
@@ -53,6 +53,10 @@ cdef extern from * nogil:
     static void us_spoil_errno(void) { errno = ENOENT; }
     """
     void spoil_errno "us_spoil_errno"()
+
+cdef extern from "<signal.h>" nogil:
+    enum:
+        SIGBUS
 
 cdef extern from "<sys/mman.h>" nogil:
     enum:
@@ -177,7 +181,7 @@ cdef void on_sigbus(int signal, siginfo_t* info, void* context) noexcept nogil:
         us_unlock(&lock)
         if error == 0:
             return
-    sigbus_chain(signal, info, context)
+    handler_chain(signal, info, context)
 
 cdef void discard(void* start, size_t length) noexcept nogil:
     madvise(start, length, MADV_DONTNEED)
@@ -225,7 +229,7 @@ def start(bytes_: int) -> int:
     with nogil:
         error = syscalls_install(&check_ops)
         if error == 0:
-            error = sigbus_install(on_sigbus)
+            error = handler_install(SIGBUS, on_sigbus)
     if error:
         raise OSError(-error, "cannot install the wrappers")
     return <uint64_t>arena

@@ -1,4 +1,4 @@
-# Faults: every transition of a page-table word happens here: fault, evict, pin, free. Also the SIGBUS handler,
+# Faults: every transition of a page-table word happens here: fault, evict, pin, free. Also the handler of faults,
 # the gate that lets fork wait until no transition is under way, and fork itself.
 from libc.stdint cimport int64_t, uint64_t
 
@@ -6,8 +6,9 @@ from userswap.memory.regions cimport MemoryPool, Region
 from userswap.swap.map cimport HolderOps
 from userswap.swap.space cimport SwapSpace
 
-# Handler, wrappers and fork handlers; the arena must be open. Again: makes sure of the first place. 0 or -errno.
-cdef int faults_install() noexcept nogil
+# Handler or `threads` that serve faults, wrappers and fork handlers; the arena must be open. Again: makes sure of the
+# first place. 0 or -errno.
+cdef int faults_install(int threads) noexcept nogil
 cdef int memory_background() noexcept nogil                     # readahead's thread: 0 or -errno
 # Ties a pool to its swap space and its reclaim to the evict function; before the pool's first region.
 cdef void pool_bind(MemoryPool* pool, SwapSpace* swap) noexcept nogil

@@ -1,4 +1,4 @@
-"""Faults: every transition of a page-table word, and the SIGBUS handler that most of them start from.
+"""Faults: every transition of a page-table word, and the signal handler that most of them start from.
 
 Rules that make this safe to run inside a signal handler, without the GIL, in the thread that faulted:
 - the signal is synchronous and comes from a load or store into a region; no code of ours touches a region
@@ -11,7 +11,7 @@ Deadlock: a thread that owns a BUSY folio waits only for (1) entry locks, whose 
 (2) workers, whose owners wait for entry locks at most. It never waits for another BUSY word: reclaim skips
 what is busy. `reclaim_charge` runs before a worker is taken, because eviction takes one of its own.
 """
-from libc.errno cimport EINVAL, ENOMEM, ENXIO, errno
+from libc.errno cimport EAGAIN, EEXIST, EFAULT, EINVAL, ENOMEM, ENXIO, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport qsort
@@ -26,8 +26,9 @@ from userswap.memory.ahead cimport (
     ahead_help, ahead_helped, ahead_open, ahead_renew, ahead_running, ahead_start, ahead_take,
 )
 from userswap.memory.frames cimport (
-    frame_fill, frame_fill_zeros, frame_mend, frame_move_in, frame_move_out, frame_protect, frame_unprotect,
-    frame_vacate, frames_can_move, frames_free_tables, frames_reopen,
+    BY_SEGV, BY_SIGNAL, BY_THREAD, frame_fill, frame_fill_zeros, frame_mend, frame_move_in, frame_move_out,
+    frame_poison, frame_protect, frame_right, frame_unprotect, frame_vacate, frame_wake, frames_can_move,
+    frames_delivery, frames_free_tables, frames_full, frames_mapped, frames_reopen, frames_unit,
 )
 from userswap.memory.pagetable cimport (
     BUSY, CLEAN, DIRTY, EMPTY, FILED, GUARDED, PARTIAL, PIN_MASK, PIN_MAX, PIN_ONE, STAGED, SWAPPED, WAITERS, YOUNG,
@@ -38,17 +39,18 @@ from userswap.memory.regions cimport (
     arena_end_word, arena_first_word, arena_start, folio_bytes, pool_first, pool_fit, pool_next_watched, pool_put,
     region_at, region_folios, region_grow, region_new, region_of_word, region_release, region_unlink,
 )
+from userswap.memory.server cimport ServerOps, server_renew, server_start
 from userswap.memory.stage cimport (
     STAGE_SLOTS, stage_give, stage_moved, stage_part_give, stage_part_moved, stage_part_room, stage_renew, stage_room,
     stage_take, stage_take_part, stage_take_window, stage_usable,
 )
-from userswap.memory.syscalls cimport PinOps, siginfo_t, sigbus_chain, sigbus_install, syscalls_install
+from userswap.memory.syscalls cimport PinOps, handler_chain, handler_install, siginfo_t, syscalls_install
 from userswap.native.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
 )
 from userswap.native.sum cimport sum_folio, sum_start
 from userswap.native.us cimport (
-    us_add, us_assert, us_cas, us_chaos, us_load, us_lock, us_now, us_read, us_store, us_store32, us_unlock,
+    us_add, us_assert, us_cas, us_chaos, us_load, us_lock, us_mutex, us_now, us_read, us_store, us_store32, us_unlock,
     us_word_release, us_word_spin, us_word_wait, us_write,
 )
 from userswap.reclaim.reclaim cimport (
@@ -69,6 +71,7 @@ cdef extern from *:
     #include <pthread.h>
     #include <signal.h>
     #include <ucontext.h>
+    #include "us.h"
 
     /* How deep this thread is in the gate, and which folios it is reading for swap-out. */
     static __thread int us_depth;
@@ -88,10 +91,90 @@ cdef extern from *:
     static void us_allow_cancel(void) { pthread_setcancelstate(us_kept_cancel, NULL); }
     static int us_self_reading(const char *at) { return at >= us_reading && at < us_reading_end; }
     static int us_self_guarded(void) { return us_reading_guarded; }
+    /* The same for others to see, by thread: who serves its fault is another one (BY_THREAD). */
+    #define US_READERS 64
+    static struct us_reader { uint32_t thread; int guarded; const char *at, *end; } us_readers[US_READERS];
+    static int us_readers_wanted;
+    static __thread struct us_reader *us_reader;
+
     static void us_set_reading(const char *at, uint64_t length, int guarded) {
         us_reading = at;
         us_reading_end = at + length;
         us_reading_guarded = guarded;
+        if (!us_readers_wanted) return;
+        uint32_t thread = (uint32_t)syscall(SYS_gettid);
+        for (unsigned i = thread; length && !us_reader; i++) {
+            struct us_reader *reader = &us_readers[i % US_READERS];
+            if (us_cas32(&reader->thread, 0, UINT32_MAX)) us_reader = reader;
+        }
+        if (us_reader) {
+            us_reader->at = at;
+            us_reader->end = at + length;
+            us_reader->guarded = guarded;
+            us_store32(&us_reader->thread, length ? thread : 0);
+            if (!length) us_reader = NULL;
+        }
+    }
+    /* Which regions threads of ours serve faults of (BY_THREAD): the program goes on before they are done with it. */
+    #define US_SERVERS 64
+    static const void *us_served[US_SERVERS];
+    static uint32_t us_servers;
+    static __thread int us_server = -1;
+    static void us_serve(const void *region) {
+        if (us_server < 0) us_server = (int)(__atomic_fetch_add(&us_servers, 1, __ATOMIC_RELAXED) % US_SERVERS);
+        __atomic_store_n(&us_served[us_server], region, __ATOMIC_SEQ_CST);
+    }
+    static int us_is_served(const void *region) {
+        for (int i = 0; i < US_SERVERS; i++)
+            if (__atomic_load_n(&us_served[i], __ATOMIC_SEQ_CST) == region) return 1;
+        return 0;
+    }
+
+    static void us_readers_renew(int wanted) {
+        memset(us_readers, 0, sizeof us_readers);
+        us_readers_wanted = wanted;
+        us_reader = NULL;
+        memset(us_served, 0, sizeof us_served);
+        us_servers = 0;
+    }
+    /* Whether a thread that faulted here is reading it, and so will be until it is served; is it protected? -1: no. */
+    static int us_reads(const char *at, uint32_t thread) {
+        for (int i = 0; i < US_READERS; i++) {
+            const struct us_reader *reader = &us_readers[i];
+            if (us_load32(&reader->thread) == thread && at >= reader->at && at < reader->end) return reader->guarded;
+        }
+        return -1;
+    }
+
+    /* How often in a row this thread faulted at an address where there was nothing to do. */
+    static __thread const void *us_idle_at;
+    static __thread int us_idle_times;
+    static int us_idle(const void *at) {
+        us_idle_times = at == us_idle_at ? us_idle_times + 1 : 1;
+        us_idle_at = at;
+        return us_idle_times;
+    }
+    static void us_not_idle(void) { us_idle_at = NULL; }
+
+    /* A bus error for the process, which no handler hears of. */
+    static void us_die_of_bus_error(void) {
+        signal(SIGBUS, SIG_DFL);
+        kill(getpid(), SIGBUS);
+    }
+    /* A bus error for this thread, now: whatever the program does about one. */
+    static void us_bus_error(void *at) {
+        struct sigaction action;
+        siginfo_t info;
+        sigset_t bus;
+        memset(&info, 0, sizeof info);
+        info.si_signo = SIGBUS;
+        info.si_code = BUS_ADRERR;
+        info.si_addr = at;
+        if (sigaction(SIGBUS, NULL, &action) == 0 && action.sa_handler == SIG_IGN) signal(SIGBUS, SIG_DFL);
+        sigemptyset(&bus);
+        sigaddset(&bus, SIGBUS);
+        pthread_sigmask(SIG_UNBLOCK, &bus, NULL);
+        syscall(SYS_rt_tgsigqueueinfo, getpid(), (pid_t)syscall(SYS_gettid), SIGBUS, &info);
     }
 
     /* Was the fault a store? -1 where the processor's context does not say. */
@@ -117,7 +200,14 @@ cdef extern from *:
     }
     static void us_restore_signals(void) { pthread_sigmask(SIG_SETMASK, &us_kept_mask, NULL); }
     """
+    int SIGBUS
+    int SIGSEGV
     int BUS_ADRERR              # not BUS_MCEERR_AR: a page of broken memory is not ours to mend
+    int SEGV_ACCERR             # not SEGV_MAPERR: all of the arena is mapped
+    int us_idle(const void* at) nogil
+    void us_not_idle() nogil
+    void us_bus_error(void* at) nogil
+    void us_die_of_bus_error() nogil
     int us_self_depth() nogil
     int us_deeper() nogil
     int us_shallower() nogil
@@ -126,6 +216,10 @@ cdef extern from *:
     bint us_self_guarded() nogil
     # `guarded`: it is write-protected meanwhile, so what is missing has to be, too
     void us_set_reading(const char* at, uint64_t length, bint guarded) nogil
+    void us_readers_renew(bint wanted) nogil
+    int us_reads(const char* at, uint32_t thread) nogil
+    void us_serve(const void* region) nogil
+    bint us_is_served(const void* region) nogil
     int us_fault_writes(void* context) nogil
     void us_block_signals() nogil
     void us_restore_signals() nogil
@@ -143,6 +237,7 @@ cdef extern from "<sched.h>" nogil:
 
 cdef enum:
     BATCH = STAGE_SLOTS         # most folios evicted in one go
+    TRIES_FOR_MAPPINGS = 8      # batches that leave for a change of protection
     LEAST_BATCH = 8             # and fewest, so that neighbours share system calls and TLB flushes
     TRIES = 64                  # victims that may fail to leave (incompressible, no device) before it gives up
     HOT = 2                     # what comes back before 1/HOT as many have left as zswap has is hot
@@ -154,6 +249,10 @@ cdef enum:
     LEAST_ROOMY = 4 << 20       # bytes of a region; from there on NumPy asks the kernel for huge pages, too
     CHANCES = 32                # one in so many folios that should go back to the file gets a place in zswap
     SPINS = 400                 # looks at a word before sleeping: most are held for a few microseconds
+    IDLE = 1                    # what folio_fault says when there was nothing to do
+    IDLE_TIMES = 64             # faults in a row with nothing to do: then it is the program's own protection
+    STRAYS = 16                 # threads, by number
+    STRAY_TIMES = 4             # faults in a row where nothing is: then it is the program's mistake
     GATE_CLOSED = 1
     GATE_WAITERS = 2
     GATE_ONE = 4
@@ -166,6 +265,7 @@ cdef uint64_t NOWHERE = <uint64_t>-1     # no folio that a stream goes on with
 # child never inherits a BUSY word or a held mutex.
 cdef uint64_t gate = 0
 cdef bint installed = False
+cdef int64_t poisoned = 0           # pages may be (BY_THREAD)
 
 
 cdef void gate_enter() noexcept nogil:
@@ -253,12 +353,20 @@ cdef inline char* folio_at(Region* region, uint64_t index) noexcept nogil:
     return region.base + (index << FOLIO_SHIFT)
 
 
-cdef int fill_from_peer(MemoryPool* pool, uint64_t id, char* target, uint64_t bytes, bint protect) noexcept nogil:
-    """Copies a shared folio from another holder that has it clean in place. -ENXIO: there is none just now."""
+cdef inline bint by_signal() noexcept nogil:
+    """Whether the kernel's own access to what is missing fails. Else the sum of what is GUARDED is known, too."""
+    return frames_delivery() == BY_SIGNAL
+
+
+cdef int fill_from_peer(MemoryPool* pool, uint64_t id, char* target, uint64_t bytes, bint protect,
+                        uint64_t* sum) noexcept nogil:
+    """Copies a shared folio from another holder that has it clean in place, protected or with `sum`. -ENXIO: there is
+    none just now."""
     cdef uint64_t peer = swap_cached(pool.swap, id)
     cdef uint64_t* word = <uint64_t*>peer
     cdef Region* region
     cdef uint64_t index
+    cdef Worker* worker
     cdef int error = -ENXIO
     if peer == 0 or word_trylock(pool, peer, id) == 0:
         return -ENXIO
@@ -267,7 +375,18 @@ cdef int fill_from_peer(MemoryPool* pool, uint64_t id, char* target, uint64_t by
     if us_load(word) & GUARDED and folio_bytes(region, index) >= bytes:
         # It is what the id has, since nobody can write to it. The kernel reads it: if the program threw a page of it
         # away (madvise) that fails, and storage has the bytes.
-        error = frame_fill(target, folio_at(region, index), bytes, protect)
+        if not by_signal():
+            # There it reads as zeros instead: looked at, in a copy that stays what it is.
+            worker = codec_take()
+            us_set_reading(folio_at(region, index), folio_bytes(region, index), True)
+            memcpy(worker.folio, folio_at(region, index), folio_bytes(region, index))
+            us_set_reading(NULL, 0, False)
+            if still_clean(region, index, worker.folio):
+                sum[0] = sum_folio(worker.folio, bytes)
+                error = frame_fill(target, worker.folio, bytes, protect)
+            codec_give(worker)
+        else:
+            error = frame_fill(target, folio_at(region, index), bytes, protect)
         if error:
             frame_vacate(target, bytes)
         else:
@@ -349,12 +468,16 @@ cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writi
     cdef Worker* worker
     cdef char* frame = NULL
     cdef bint zeros = False
+    cdef bint shared = not writing and id != 0 and swap_shared(pool.swap, id)
+    cdef bint guarded
     cdef int error = -ENXIO
     region.broken[index // STAGE_SLOTS] = True
     us_chaos()
     # The clean folio of a shared id is guarded, so that other holders can copy it. Guarded from the start means copied.
-    if bytes == FOLIO_BYTES and (writing or id == 0 or not swap_shared(pool.swap, id)):
+    if bytes == FOLIO_BYTES and not shared:
         frame = stage_take(&zeros)
+    # Where a mapping is what protects, its sum says whether a folio was written to, and neighbours stay one mapping.
+    guarded = frame == NULL and not writing and (shared or not frames_mapped())
     if word_state(word) == EMPTY:
         if frame == NULL:
             error = frame_fill_zeros(folio, bytes)
@@ -365,14 +488,16 @@ cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writi
     else:
         # clean: the swap cache keeps the copy, and the first write to the folio gives it up
         if frame == NULL:
-            error = fill_from_peer(pool, id, folio, bytes, not writing)
+            error = fill_from_peer(pool, id, folio, bytes, guarded, &region.sums[index])
         if error:
             worker = codec_take()
             error = swap_in(pool.swap, worker, id, worker.folio if frame == NULL else frame, <int>bytes,
-                            0 if writing or frame != NULL else <uint64_t>at)
+                            <uint64_t>at if guarded else 0)
             if error == 0 and frame == NULL:
-                error = frame_fill(folio, worker.folio, bytes, not writing)
-            elif error == 0 and not writing and worker.loaded and is_hot(region, index):
+                if not writing and not by_signal():
+                    region.sums[index] = sum_folio(worker.folio, bytes)
+                error = frame_fill(folio, worker.folio, bytes, guarded)
+            if error == 0 and not writing and not guarded and worker.loaded and is_hot(region, index):
                 id = swap_promote(pool.swap, worker, id, <uint64_t>at)
                 word = word_with_id(word, id)
             codec_give(worker)
@@ -383,7 +508,7 @@ cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writi
                     region.sums[index] = sum_folio(frame, bytes)
                 error = place(folio, frame)
         if not writing:
-            next = word_make(CLEAN, id) | (GUARDED if frame == NULL else 0)
+            next = word_make(CLEAN, id) | <uint64_t>(GUARDED if guarded else 0)
     if error:
         frame_vacate(folio, bytes)              # a part of it may have been filled
         reclaim_uncharge(&pool.reclaim, <int64_t>bytes)
@@ -949,15 +1074,38 @@ cdef bint is_roomy(Region* region, uint64_t index) noexcept nogil:
             and whole_window(region, index) and reclaim_used(&pool.reclaim) < us_read(&pool.reclaim.limit) // 2)
 
 
+cdef int make_unit(Region* region, uint64_t index, uint64_t word, bint writing) noexcept nogil:
+    """The folio, and what is missing of the aligned few that it is one of: mappings are getting scarce, and neighbours
+    that are all in place take one. As make_run."""
+    cdef uint64_t unit = <uint64_t>frames_unit(STAGE_SLOTS)
+    cdef uint64_t first = index - index % unit
+    cdef uint64_t end = first + unit if first + unit < region_folios(region) else region_folios(region)
+    cdef uint64_t i, seen
+    cdef int error, tries = 0
+    while (frames_full() and tries < TRIES_FOR_MAPPINGS
+           and region.pool.reclaim.evict(region.pool, FOLIO_BYTES, False) > 0):
+        tries += 1
+    charge(region, folio_bytes(region, index), True)
+    error = make_resident(region, index, word, writing)
+    for i in range(first, end):
+        seen = us_load(&region.words[i])
+        if error or i == index or seen & BUSY or word_resident(seen):
+            continue
+        if us_cas(&region.words[i], seen, (seen | BUSY) & ~<uint64_t>WAITERS):
+            charge(region, folio_bytes(region, i), True)
+            make_resident(region, i, (seen | BUSY) & ~<uint64_t>WAITERS, False)
+    return error
+
+
 cdef int make_run(Region* region, uint64_t index, uint64_t word, bint writing, char* page) noexcept nogil:
     """The folio, whose BUSY the caller has set, and its neighbours if faults come in a row; a part of it if they go
     anywhere. Releases the words."""
-    cdef int most = wanted_run(region, index) if stage_usable() else 1
+    cdef int most = wanted_run(region, index) if stage_usable() or frames_mapped() else 1
     cdef int count = 1, i, error
     cdef bint more
     cdef bint alone = word_state(word) == SWAPPED and stage_usable() and anywhere(region, most != 0) and most == 0
     cdef uint64_t* at
-    if most >= 0 and word_state(word) == EMPTY and is_roomy(region, index):
+    if most >= 0 and word_state(word) == EMPTY and stage_usable() and is_roomy(region, index):
         most = STAGE_SLOTS
     if word & STAGED and alone:
         # Who comes by chance would make the thread go on from there, over and over.
@@ -969,6 +1117,8 @@ cdef int make_run(Region* region, uint64_t index, uint64_t word, bint writing, c
             and not swap_shared(region.pool.swap, word_id(word))):
         charge_part(region)
         return make_part(region, index, word, <int>((page - folio_at(region, index)) >> PART_SHIFT), writing)
+    if frames_unit(STAGE_SLOTS) > 1:
+        return make_unit(region, index, word, writing)
     if most == -STAGE_SLOTS and make_window_below(region, index, word, writing):
         return 0
     while count < most and hold_like(region, index + <uint64_t>count, word):
@@ -992,11 +1142,31 @@ cdef int make_run(Region* region, uint64_t index, uint64_t word, bint writing, c
     return error
 
 
+cdef void unguard_unit(Region* region, uint64_t index) noexcept nogil:
+    """The neighbours of a folio whose protection was lifted lose theirs too, so that all take one mapping. They stay
+    CLEAN, by their sums, but others can't rely on them any more."""
+    cdef uint64_t unit = <uint64_t>frames_unit(STAGE_SLOTS)
+    cdef uint64_t first = index - index % unit
+    cdef uint64_t end = first + unit if first + unit < region_folios(region) else region_folios(region)
+    cdef uint64_t i, word
+    for i in range(first, end):
+        word = us_load(&region.words[i])
+        if (i == index or word & BUSY or word_state(word) != CLEAN or not word & GUARDED
+                or not us_cas(&region.words[i], word, (word | BUSY) & ~<uint64_t>WAITERS)):
+            continue
+        swap_uncache(region.pool.swap, word_id(word), <uint64_t>&region.words[i])
+        if frame_unprotect(folio_at(region, i), folio_bytes(region, i)) == 0:
+            word &= ~<uint64_t>GUARDED
+        us_word_release(&region.words[i], word & ~<uint64_t>(BUSY | WAITERS), WAITERS)
+
+
 cdef int make_dirty(Region* region, uint64_t index, uint64_t word) noexcept nogil:
     """CLEAN to DIRTY: a write gives up the swapped copy. The caller has set BUSY; released here."""
     cdef int error = 0
     if word & GUARDED:
         error = frame_unprotect(folio_at(region, index), folio_bytes(region, index))
+        if error == 0 and frames_unit(STAGE_SLOTS) > 1:
+            unguard_unit(region, index)
     us_chaos()
     if error == 0:
         word = without_copy(region.pool, word_id(word)) | (word & PIN_MASK)
@@ -1006,10 +1176,25 @@ cdef int make_dirty(Region* region, uint64_t index, uint64_t word) noexcept nogi
 
 cdef int folio_fault(Region* region, uint64_t index, int writing, char* page) noexcept nogil:
     """Makes a folio accessible: resident, and DIRTY if `writing` (1; 0 reading, -1 not known). `page`: where the
-    fault was, NULL when there was none (pinning). 0 or -errno; 0 may need another try by the caller."""
+    fault was, NULL when there was none (pinning). -errno, or 0, which may need another try by the caller; or IDLE:
+    there was nothing to do."""
+    cdef int tries = 0
+    cdef int error
+    while True:
+        error = try_fault(region, index, writing, page)
+        if error != -ENOMEM or not frames_mapped() or tries == TRIES:
+            return error
+        # The kernel has no mapping left for a change of protection: what leaves gives some back.
+        tries += 1
+        region.pool.reclaim.evict(region.pool, FOLIO_BYTES, False)
+
+
+cdef int try_fault(Region* region, uint64_t index, int writing, char* page) noexcept nogil:
+    """As folio_fault, which see; -ENOMEM may mean that mappings are short."""
     cdef uint64_t* at = &region.words[index]
     cdef uint64_t word, held
     cdef int state, missing
+    cdef bint right
     while True:
         word = us_load(at)
         if word & BUSY:
@@ -1039,11 +1224,12 @@ cdef int folio_fault(Region* region, uint64_t index, int writing, char* page) no
         elif us_cas(at, word, held):
             # Resident, yet there was a fault: another thread was faster, or (not knowing what kind of access
             # it was) this is a write to a clean folio, or the program threw the page away with madvise.
-            missing = frame_mend(page, False)
+            right = frame_right(page, word & GUARDED != 0)
+            missing = 0 if right else frame_mend(page, frames_mapped() and word & GUARDED != 0)
             if state == CLEAN and (missing == 1 or (missing == 0 and writing < 0)):
                 return make_dirty(region, index, held)
             us_word_release(at, held & ~<uint64_t>BUSY, WAITERS)
-            return missing if missing < 0 else 0
+            return missing if missing < 0 else IDLE if right else 0
 
 
 # ---- swap-out ----
@@ -1078,6 +1264,10 @@ cdef int find_victims(MemoryPool* pool, Victim* victims, int most, bint parts, V
     cdef int64_t folios = 0, looked = 0
     cdef Region* region
     cdef uint64_t index, word
+    cdef uint64_t unit = <uint64_t>frames_unit(STAGE_SLOTS)
+    cdef uint64_t together = NOWHERE    # up to here all go that can: neighbours take one mapping or none
+    if most < <int>unit:
+        most = <int>unit
     us_lock(&pool.list_lock)
     folios = us_read(&pool.virtual_bytes) // FOLIO_BYTES + us_read(&pool.region_count)
     region = pool.hand if pool.hand != NULL else pool.regions
@@ -1091,11 +1281,20 @@ cdef int find_victims(MemoryPool* pool, Victim* victims, int most, bint parts, V
                 break
             region = region.next if region.next != NULL else pool.regions
             index = 0
+            together = NOWHERE
             looked += 1
             continue
+        if index == together:
+            if found:
+                break
+            together = NOWHERE
         word = us_load(&region.words[index])
         looked += 1
         if word_resident(word) and not (word & BUSY) and word_pins(word) == 0:
+            if unit > 1 and together == NOWHERE and not word & YOUNG:
+                index -= index % unit
+                together = index + unit
+                continue
             if parts and not word_partial(word):
                 if (word_state(word) == CLEAN and not word & GUARDED and region.scattered >= SCATTERED
                         and doubts[0] < BATCH
@@ -1103,7 +1302,7 @@ cdef int find_victims(MemoryPool* pool, Victim* victims, int most, bint parts, V
                     doubtful[doubts[0]].region = region
                     doubtful[doubts[0]].index = index
                     doubts[0] += 1
-            elif word & YOUNG:
+            elif word & YOUNG and together == NOWHERE:
                 if word_state(word) != CLEAN or word & (GUARDED | PARTIAL) or doubts[0] == BATCH:
                     us_cas(&region.words[index], word, word & ~<uint64_t>YOUNG)
                 elif us_cas(&region.words[index], word, (word | BUSY) & ~<uint64_t>(YOUNG | WAITERS)):
@@ -1243,7 +1442,8 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
     us_chaos()
     for i in range(count):
         # Clean when it came; a program that has written to it since has made the copy worthless.
-        if (error == 0 and word_state(victims[i].word) == CLEAN and not guarded
+        # Or, where a page that it threw away is not missing, one that was protected.
+        if (error == 0 and word_state(victims[i].word) == CLEAN and (not guarded or frames_mapped())
                 and not still_clean(region, victims[i].index, bytes + (<uint64_t>i << FOLIO_SHIFT))):
             victims[i].word = without_copy(pool, word_id(victims[i].word))
     us_chaos()
@@ -1285,7 +1485,7 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
                     stage_moved(bytes, 1)
                 else:
                     stage_give(bytes, 1, False)
-            elif not guarded:
+            elif not guarded or word_state(victims[i].word) == DIRTY:
                 frame_unprotect(folio_at(region, victims[i].index), gone)
             us_word_release(&region.words[victims[i].index], (victims[i].word & ~<uint64_t>(BUSY | WAITERS)) | YOUNG,
                             WAITERS)
@@ -1298,9 +1498,16 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
             i += 1
         if staged != NULL:
             stage_give(staged + (<uint64_t>first << FOLIO_SHIFT), i - first, whole)
-        else:
-            error = frame_vacate(folio_at(region, victims[first].index), gone)
-            us_assert(error == 0, "vacating a folio that is in place works")
+        elif frame_vacate(folio_at(region, victims[first].index), gone) != 0:
+            # Mappings are short. It is in place, protected, and its id has its bytes.
+            us_assert(frames_mapped(), "vacating a folio that is in place works")
+            while first < i:
+                region.sums[victims[first].index] = sum_folio(folio_at(region, victims[first].index),
+                                                              folio_bytes(region, victims[first].index))
+                us_word_release(&region.words[victims[first].index],
+                                word_make(CLEAN, word_id(victims[first].next)) | GUARDED | YOUNG, WAITERS)
+                first += 1
+            continue
         freed += <int64_t>gone
         us_add(&pool.swapped_bytes, <int64_t>gone)
         reclaim_uncharge(&pool.reclaim, <int64_t>gone)
@@ -1521,38 +1728,134 @@ cdef void explain(Region* region, uint64_t index, int error, bint fatal) noexcep
     write(2, text, n if n < <int>sizeof(text) else <int>sizeof(text) - 1)
 
 
-cdef void on_sigbus(int signal, siginfo_t* info, void* context) noexcept nogil:
+cdef void on_fault(int signal, siginfo_t* info, void* context) noexcept nogil:
     cdef int kept = errno
     cdef char* address = <char*>info.si_addr
-    cdef Region* region = region_at(address) if info.si_code == BUS_ADRERR else NULL
-    cdef int64_t started, took
+    cdef Region* region = region_at(address) if info.si_code == (SEGV_ACCERR if signal == SIGSEGV
+                                                                 else BUS_ADRERR) else NULL
     cdef uint64_t index
     cdef int error
     if region == NULL:
-        sigbus_chain(signal, info, context)
+        handler_chain(signal, info, context)
         return
-    started = us_now()
     index = <uint64_t>(address - region.base) >> FOLIO_SHIFT
+    error = serve(region, index, address, us_fault_writes(context))
+    if error < 0:
+        explain(region, index, error, True)
+        if signal == SIGSEGV:
+            us_bus_error(address)       # what it is, however it came
+        else:
+            handler_chain(signal, info, context)
+    elif error == 0:
+        us_not_idle()
+    elif us_idle(address) == IDLE_TIMES:
+        # Not another thread that was faster each time: the program has protected its memory itself.
+        us_not_idle()
+        handler_chain(signal, info, context)
+    (&errno)[0] = kept
+
+
+cdef struct Stray:
+    char* page
+    uint32_t thread
+    int times
+
+cdef us_mutex stray_lock
+cdef Stray[STRAYS] strays
+
+
+cdef bint is_stray(char* page, uint32_t thread) noexcept nogil:
+    """Whether a thread goes on faulting where no region is. Once may be a fault that was served before it was looked at
+    by us, and whose region is gone by now."""
+    cdef Stray* stray = &strays[thread % STRAYS]
+    cdef bint again
+    us_lock(&stray_lock)
+    again = stray.page == page and stray.thread == thread
+    stray.times = stray.times + 1 if again else 1
+    stray.page = page
+    stray.thread = thread
+    again = stray.times == STRAY_TIMES
+    if again:
+        stray.page = NULL
+    us_unlock(&stray_lock)
+    return again
+
+
+cdef void serve_thread(char* address, bint writing, uint32_t thread) noexcept nogil:
+    """A fault that the server has read, of whatever thread, from the kernel or the program."""
+    cdef Region* region
+    cdef char* page = <char*>(<uint64_t>address & ~<uint64_t>(PAGE_BYTES - 1))
+    cdef uint64_t index
+    cdef int error = 0
     gate_enter()
-    error = folio_fault(region, index, us_fault_writes(context),
-                        <char*>(<uint64_t>address & ~<uint64_t>(PAGE_BYTES - 1)))
+    region = region_at(address)
+    us_serve(region)
+    if region == NULL or us_read(&region.leaving) or region_at(address) != region:
+        us_serve(NULL)
+        gate_leave()
+        if is_stray(page, thread):
+            error = -EFAULT
+    else:
+        index = <uint64_t>(address - region.base) >> FOLIO_SHIFT
+        error = serve(region, index, address, writing)
+        if error < 0:
+            explain(region, index, error, True)
+        us_serve(NULL)
+        gate_leave()
+    if error < 0:
+        # A bus error for the program, EFAULT or the like for the kernel.
+        us_write(&poisoned, 1)
+        error = frame_poison(page)
+        while error == -EAGAIN:
+            sched_yield()
+            error = frame_poison(page)
+        if error < 0 and error != -EEXIST:
+            us_die_of_bus_error()       # Linux before 6.6
+    frame_wake(page, PAGE_BYTES)        # who came when it was there already
+
+
+cdef bint mend_thread(char* address, uint32_t thread) noexcept nogil:
+    cdef int guarded = us_reads(address, thread)
+    cdef char* page = <char*>(<uint64_t>address & ~<uint64_t>(PAGE_BYTES - 1))
+    if guarded < 0:
+        return False
+    frame_mend(page, guarded)
+    frame_wake(page, PAGE_BYTES)
+    return True
+
+
+cdef ServerOps server_ops
+server_ops.serve = serve_thread
+server_ops.mend = mend_thread
+
+
+cdef int serve(Region* region, uint64_t index, char* address, int writing) noexcept nogil:
+    """A fault, from its beginning to its end: as folio_fault."""
+    cdef int64_t started = us_now(), took
+    cdef int error
+    gate_enter()
+    error = folio_fault(region, index, writing, <char*>(<uint64_t>address & ~<uint64_t>(PAGE_BYTES - 1)))
     took = us_now() - started
     us_add(&region.pool.faults, 1)
     us_add(&region.pool.fault_ns, took)
     us_add(&region.pool.fault_times[bucket(took)], 1)
     gate_leave()
-    if error:
-        explain(region, index, error, True)
-        sigbus_chain(signal, info, context)
-    (&errno)[0] = kept
+    return error
 
 
 # ---- for the rooms above ----
 
+cdef Region* fresh_region(MemoryPool* pool, uint64_t bytes) noexcept nogil:
+    cdef Region* region = region_new(pool, bytes)
+    if region != NULL and us_read(&poisoned):
+        frame_vacate(region.base, region.bytes)     # nobody's until now, and maybe touched
+    return region
+
+
 cdef void* memory_new(MemoryPool* pool, uint64_t bytes) noexcept nogil:
     cdef Region* region
     enter()
-    region = region_new(pool, bytes)
+    region = fresh_region(pool, bytes)
     leave()
     return region.base if region != NULL else NULL
 
@@ -1562,10 +1865,14 @@ cdef void memory_free(void* start) noexcept nogil:
     cdef MemoryPool* pool
     cdef uint64_t i, word
     cdef int64_t resident = 0, swapped = 0, parts = 0
+    cdef int error = -ENOMEM, tries = 0
     if region == NULL or region.base != <char*>start:
         return
     enter()
     pool = region.pool
+    us_add(&region.leaving, 1)          # an exchange: what is read next is read after it
+    while us_is_served(region):
+        sched_yield()                   # a fault that the program needed, which it has got (BY_THREAD)
     ahead_forget(pool, region, True)
     region_unlink(region)
     for i in range(region_folios(region)):
@@ -1583,18 +1890,21 @@ cdef void memory_free(void* start) noexcept nogil:
             parts += parts_in_place(region, i, word)
         elif word_state(word) == SWAPPED:
             swapped += <int64_t>folio_bytes(region, i)
-    if resident:
-        frame_vacate(region.base, region.bytes)
+    while resident and error == -ENOMEM and tries < TRIES:
+        error = frame_vacate(region.base, region.bytes)
+        if error == -ENOMEM:
+            tries += 1                  # mappings are short: what leaves gives some back
+            pool.reclaim.evict(pool, FOLIO_BYTES, False)
     us_add(&pool.swapped_bytes, -swapped)
     us_add(&pool.parts, -parts)
     reclaim_uncharge(&pool.reclaim, resident)
     reclaim_settle(&pool.reclaim)
-    region_release(region)
+    region_release(region, resident == 0 or error == 0)
     leave()
 
 
 cdef bint discard_folio(Region* region, uint64_t index) noexcept nogil:
-    """Makes a folio EMPTY. False: a system call is at it."""
+    """Makes a folio EMPTY. False: a system call is at it, or it can't leave."""
     cdef uint64_t* at = &region.words[index]
     cdef uint64_t word, in_place = 0
     cdef MemoryPool* pool = region.pool
@@ -1609,10 +1919,12 @@ cdef bint discard_folio(Region* region, uint64_t index) noexcept nogil:
         elif us_cas(at, word, (word | BUSY) & ~<uint64_t>WAITERS):
             break
     if word_resident(word):
+        region.broken[index // STAGE_SLOTS] = 1
+        if frame_vacate(folio_at(region, index), folio_bytes(region, index)) != 0:
+            us_word_release(at, word, WAITERS)
+            return False
         in_place = bytes_in_place(region, index, word)
         us_add(&pool.parts, -<int64_t>parts_in_place(region, index, word))
-        region.broken[index // STAGE_SLOTS] = 1
-        frame_vacate(folio_at(region, index), folio_bytes(region, index))
     us_chaos()
     if word_state(word) == CLEAN or word_state(word) == SWAPPED:
         swap_put(pool.swap, word_id(word))
@@ -1727,7 +2039,7 @@ cdef void* memory_resize(void* start, uint64_t bytes) noexcept nogil:
     # by whole folios, so that it can grow next time
     bytes = (bytes + FOLIO_BYTES - 1) & ~<uint64_t>(FOLIO_BYTES - 1)
     fits = bytes > source.bytes and region_grow(source, bytes)
-    target = NULL if fits else region_new(source.pool, bytes)
+    target = NULL if fits else fresh_region(source.pool, bytes)
     if target != NULL:
         ahead_forget(source.pool, source, True)
     leave()
@@ -1798,6 +2110,8 @@ cdef int snapshot_folio(Region* source, Region* target, uint64_t index) noexcept
         if protected:
             us_set_reading(folio, bytes, True)
             id = swap_out(pool.swap, worker, folio, <int>bytes, &source.hint, <uint64_t>at, &error)
+            if not by_signal():
+                source.sums[index] = sum_folio(folio, bytes)
             us_set_reading(NULL, 0, False)
             if id:
                 word = word_make(CLEAN, id) | BUSY | GUARDED | (word & YOUNG)
@@ -1837,7 +2151,7 @@ cdef int memory_snapshot(MemoryPool* pool, void* start, void* copy) noexcept nog
     cdef Region* source = region_at(start)
     cdef Region* target = region_at(copy)
     cdef uint64_t i, word
-    cdef int error = 0
+    cdef int error = 0, tries
     if (source == NULL or target == NULL or source.pool != pool or target.pool != pool or source.bytes != target.bytes
             or source.base != <char*>start or target.base != <char*>copy):
         return -EINVAL
@@ -1849,6 +2163,12 @@ cdef int memory_snapshot(MemoryPool* pool, void* start, void* copy) noexcept nog
         if (word_resident(word) and not word & GUARDED) or i & 63 == 0:
             reclaim_charge(&pool.reclaim, 0, False)
         error = snapshot_folio(source, target, i)
+        tries = 0
+        while error == -ENOMEM and frames_mapped() and tries < TRIES:
+            # as in folio_fault
+            tries += 1
+            pool.reclaim.evict(pool, FOLIO_BYTES, False)
+            error = snapshot_folio(source, target, i)
         if error:
             break
     reclaim_charge(&pool.reclaim, 0, False)
@@ -2106,9 +2426,12 @@ cdef void after_fork_in_child() noexcept nogil:
     cdef uint64_t i, word
     cdef int error, parent
     cdef uint64_t parent_generation
-    cdef const char* text = b"userswap: a forked process can't open its own userfaultfd and ends.\n"
+    cdef const char* text = b"userswap: a forked process can't open what it needs for its page faults, and ends.\n"
     us_store(&gate, 0)
+    us_readers_renew(frames_delivery() == BY_THREAD)
     error = frames_reopen()
+    if error == 0 and frames_delivery() == BY_THREAD:
+        error = server_renew()
     if error:
         write(2, text, strlen(text))
         _exit(70)
@@ -2127,8 +2450,9 @@ cdef void after_fork_in_child() noexcept nogil:
         while region != NULL:
             for i in range(region_folios(region)):
                 word = region.words[i]
-                # What was known to be clean by its protection is not any more; a sum says the same here as there.
-                if word & GUARDED:
+                # What was known to be clean by its protection is not any more, unless mappings are protected, which
+                # are inherited; a sum says the same here as there.
+                if word & GUARDED and not frames_mapped():
                     swap_put(pool.swap, word_id(word))
                     word = word_make(DIRTY, 0) | (word & PIN_MASK)
                 # pins belong to system calls of threads that are not here
@@ -2145,12 +2469,18 @@ pin_ops.unpin = memory_unpin
 pin_ops.discard = memory_discard
 
 
-cdef int faults_install() noexcept nogil:
+cdef int faults_install(int threads) noexcept nogil:
     global installed
     # Every time: somebody (the wrappers' own tests) may have put other operations or another handler in place.
     cdef int error = syscalls_install(&pin_ops)
     if error == 0:
-        error = sigbus_install(on_sigbus)
+        if frames_delivery() == BY_SIGNAL:
+            error = handler_install(SIGBUS, on_fault)
+        elif frames_delivery() == BY_SEGV:
+            error = handler_install(SIGSEGV, on_fault)
+        elif not installed:
+            us_readers_renew(True)
+            error = server_start(&server_ops, threads)
     if error == 0:
         error = sum_start()
     if error == 0 and not installed:

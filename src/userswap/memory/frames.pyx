@@ -1,14 +1,18 @@
 """Frames: populate, protect, vacate. The only room that speaks to userfaultfd (see frames.pxd).
 
 Bytes go in with UFFDIO_COPY (which can write-protect in the same step) and leave with MADV_DONTNEED; or memory is
-moved, in and out, with UFFDIO_MOVE, which allocates, copies and frees nothing. No lock: the caller owns the folio
-(BUSY), the kernel does the rest.
+moved, in and out, with UFFDIO_MOVE, which allocates, copies and frees nothing. Without userfaultfd (BY_SEGV) it is
+`mapped` that does these things. No lock: the caller owns the folio (BUSY), the kernel does the rest.
 """
-from libc.errno cimport EAGAIN, EBUSY, EEXIST, EINVAL, ENOENT, errno
+from libc.errno cimport EACCES, EAGAIN, EBUSY, EEXIST, EINVAL, ENOENT, ENOSYS, EPERM, errno
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport strtol
 from libc.string cimport strcmp
 
+from userswap.memory.mapped cimport (
+    mapped_fill, mapped_fill_zeros, mapped_full, mapped_hide, mapped_mend, mapped_open, mapped_probe, mapped_protect,
+    mapped_reopen, mapped_right, mapped_unit, mapped_unprotect,
+)
 from userswap.native.mman cimport (
     MADV_DONTNEED, MADV_DONTNEED_LOCKED, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, madvise, mmap, munlock,
 )
@@ -41,21 +45,32 @@ cdef extern from "us.h" nogil:
     struct uffdio_writeprotect:
         uffdio_range range
         uint64_t mode
+    struct uffdio_poison:
+        uffdio_range range
+        uint64_t mode
+        int64_t updated
     unsigned long UFFD_API
     unsigned long UFFDIO_API
     unsigned long UFFDIO_REGISTER
     unsigned long UFFDIO_COPY
     unsigned long UFFDIO_MOVE
     unsigned long UFFDIO_WRITEPROTECT
+    unsigned long UFFDIO_WAKE
+    unsigned long UFFDIO_POISON
+    unsigned long USERFAULTFD_IOC_NEW
     enum:
         SYS_userfaultfd
         UFFD_USER_MODE_ONLY
         UFFD_FEATURE_SIGBUS
+        UFFD_FEATURE_THREAD_ID
         UFFD_FEATURE_PAGEFAULT_FLAG_WP
         UFFD_FEATURE_MOVE
         UFFDIO_REGISTER_MODE_MISSING
         UFFDIO_REGISTER_MODE_WP
         UFFDIO_COPY_MODE_WP
+        UFFDIO_COPY_MODE_DONTWAKE
+        UFFDIO_MOVE_MODE_DONTWAKE
+        UFFDIO_WRITEPROTECT_MODE_DONTWAKE
         UFFDIO_WRITEPROTECT_MODE_WP
         O_CLOEXEC
         O_NONBLOCK
@@ -64,7 +79,10 @@ cdef extern from "us.h" nogil:
     long syscall(long number, ...)
 
 cdef extern from "<fcntl.h>" nogil:
+    enum:
+        O_RDWR
     int fcntl(int fd, int command, ...)
+    int open(const char* path, int flags)
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
@@ -89,6 +107,8 @@ cdef enum:
     # table of a process with threads waits 10 ms for RCU.
     HIGH_FD = 60
 
+cdef int delivery = BY_SIGNAL
+cdef int64_t most_mappings = 0
 cdef int uffd = -1
 cdef char* range_start = NULL
 cdef uint64_t range_length = 0
@@ -98,18 +118,24 @@ cdef int tables = UNKNOWN
 cdef char* zeros = NULL         # read-only: all of it is the kernel's one zero page
 
 
-cdef int frames_reopen() noexcept nogil:
-    global uffd, can_move
+cdef int new_descriptor() noexcept nogil:
+    """A userfaultfd that has agreed with the kernel on what we need, or -errno."""
+    global can_move
     cdef uffdio_api api
-    cdef uffdio_register register
-    cdef int high
-    cdef int fresh
-    if uffd >= 0:
-        # The parent's, of no use here: first, so that a process that is out of descriptors can open its own.
-        descriptor_release(uffd)
-        close(uffd)
-        uffd = -1
-    fresh = <int>syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY)
+    cdef int fresh, high, error
+    if delivery == BY_SIGNAL:
+        fresh = <int>syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY)
+    else:
+        # Without O_NONBLOCK: a thread waits in read().
+        fresh = <int>syscall(SYS_userfaultfd, O_CLOEXEC)
+        if fresh < 0 and (errno == EPERM or errno == ENOSYS or errno == EACCES):
+            error = errno
+            high = open(b"/dev/userfaultfd", O_RDWR | O_CLOEXEC)
+            if high >= 0:
+                fresh = ioctl(high, USERFAULTFD_IOC_NEW, O_CLOEXEC)
+                error = errno
+                close(high)
+            (&errno)[0] = error
     if fresh < 0:
         return -errno
     high = fcntl(fresh, F_DUPFD_CLOEXEC, HIGH_FD)
@@ -117,24 +143,79 @@ cdef int frames_reopen() noexcept nogil:
         close(fresh)
         fresh = high
     api.api = UFFD_API
-    api.features = UFFD_FEATURE_SIGBUS | UFFD_FEATURE_PAGEFAULT_FLAG_WP
+    api.features = UFFD_FEATURE_PAGEFAULT_FLAG_WP
+    api.features |= UFFD_FEATURE_SIGBUS if delivery == BY_SIGNAL else UFFD_FEATURE_THREAD_ID
     api.ioctls = 0
+    if ioctl(fresh, UFFDIO_API, &api) != 0:
+        error = -errno
+        close(fresh)
+        return error
+    can_move = may_move and api.features & UFFD_FEATURE_MOVE != 0
+    return fresh
+
+
+cdef int frames_probe(int wanted) noexcept nogil:
+    global delivery, can_move
+    cdef int before = delivery
+    cdef bint could_move = can_move
+    cdef int fd
+    if wanted == BY_SEGV:
+        return mapped_probe()
+    delivery = wanted
+    fd = new_descriptor()
+    delivery = before
+    can_move = could_move
+    if fd < 0:
+        return fd
+    close(fd)
+    return 0
+
+
+cdef void frames_choose(int wanted, int64_t most) noexcept nogil:
+    global delivery, most_mappings
+    delivery = wanted
+    most_mappings = most
+
+
+cdef int frames_delivery() noexcept nogil:
+    return delivery
+
+
+cdef int frames_descriptor() noexcept nogil:
+    return uffd
+
+
+cdef int frames_reopen() noexcept nogil:
+    global uffd
+    cdef uffdio_register register
+    cdef int fresh
+    if delivery == BY_SEGV:
+        return mapped_reopen()
+    if uffd >= 0:
+        # The parent's, of no use here: first, so that a process that is out of descriptors can open its own.
+        descriptor_release(uffd)
+        close(uffd)
+        uffd = -1
+    fresh = new_descriptor()
+    if fresh < 0:
+        return fresh
     register.range.start = <uint64_t>range_start
     register.range.len = range_length
     register.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP
     register.ioctls = 0
-    if ioctl(fresh, UFFDIO_API, &api) != 0 or ioctl(fresh, UFFDIO_REGISTER, &register) != 0:
-        high = -errno
+    if ioctl(fresh, UFFDIO_REGISTER, &register) != 0:
+        register.mode = errno
         close(fresh)
-        return high
+        return -<int>register.mode
     uffd = fresh
-    can_move = may_move and api.features & UFFD_FEATURE_MOVE != 0
     descriptor_guard(uffd)
     return 0
 
 
 cdef int frames_open(char* start, uint64_t length) noexcept nogil:
     global range_start, range_length, zeros
+    if delivery == BY_SEGV:
+        return mapped_open(start, length, most_mappings)
     if zeros == NULL:
         zeros = <char*>mmap(NULL, ZEROS, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
         if zeros == MAP_FAILED:
@@ -143,6 +224,18 @@ cdef int frames_open(char* start, uint64_t length) noexcept nogil:
     range_start = start
     range_length = length
     return frames_reopen()
+
+
+cdef bint frames_mapped() noexcept nogil:
+    return delivery == BY_SEGV
+
+
+cdef int frames_unit(int most) noexcept nogil:
+    return mapped_unit(most) if delivery == BY_SEGV else 1
+
+
+cdef bint frames_full() noexcept nogil:
+    return delivery == BY_SEGV and mapped_full()
 
 
 cdef bint frames_can_move() noexcept nogil:
@@ -189,7 +282,7 @@ cdef int move(char* to, char* source, uint64_t length) noexcept nogil:
     move.dst = <uint64_t>to
     move.src = <uint64_t>source
     move.len = length
-    move.mode = 0
+    move.mode = UFFDIO_MOVE_MODE_DONTWAKE if delivery == BY_THREAD else 0
     while True:
         move.move = 0
         if ioctl(uffd, UFFDIO_MOVE, &move) == 0:
@@ -231,11 +324,15 @@ cdef int frame_fill(char* at, const void* data, uint64_t length, bint protect) n
     cdef uffdio_copy copy
     cdef uint64_t done = 0
     cdef uint64_t part = length
+    if delivery == BY_SEGV:
+        return mapped_fill(at, data, length, protect)
     while done < length:
         copy.dst = <uint64_t>at + done
         copy.src = <uint64_t>data + done
         copy.len = part if part < length - done else length - done
         copy.mode = UFFDIO_COPY_MODE_WP if protect else 0
+        if delivery == BY_THREAD:
+            copy.mode |= UFFDIO_COPY_MODE_DONTWAKE
         copy.copy = 0
         if ioctl(uffd, UFFDIO_COPY, &copy) == 0:
             done += copy.len
@@ -254,6 +351,8 @@ cdef int frame_fill_zeros(char* at, uint64_t length) noexcept nogil:
     cdef uint64_t done = 0
     cdef uint64_t part
     cdef int error
+    if delivery == BY_SEGV:
+        return mapped_fill_zeros(at, length)
     while done < length:
         part = length - done if length - done < ZEROS else ZEROS
         error = frame_fill(at + done, zeros, part, False)
@@ -264,10 +363,17 @@ cdef int frame_fill_zeros(char* at, uint64_t length) noexcept nogil:
 
 
 cdef int frame_mend(char* page, bint protect) noexcept nogil:
-    cdef int error = frame_fill(page, zeros, PAGE, protect)
+    cdef int error
+    if delivery == BY_SEGV:
+        return mapped_mend(page, protect)
+    error = frame_fill(page, zeros, PAGE, protect)
     if error == 0:
         return 1
     return 0 if error == -EEXIST else error
+
+
+cdef bint frame_right(char* page, bint protect) noexcept nogil:
+    return delivery == BY_SEGV and mapped_right(page, protect)
 
 
 cdef int write_protect(char* at, uint64_t length, uint64_t mode) noexcept nogil:
@@ -290,16 +396,26 @@ cdef int write_protect(char* at, uint64_t length, uint64_t mode) noexcept nogil:
 
 
 cdef int frame_protect(char* at, uint64_t length) noexcept nogil:
+    if delivery == BY_SEGV:
+        return mapped_protect(at, length)
     return write_protect(at, length, UFFDIO_WRITEPROTECT_MODE_WP)
 
 
 cdef int frame_unprotect(char* at, uint64_t length) noexcept nogil:
-    return write_protect(at, length, 0)
+    if delivery == BY_SEGV:
+        return mapped_unprotect(at, length)
+    return write_protect(at, length, UFFDIO_WRITEPROTECT_MODE_DONTWAKE if delivery == BY_THREAD else 0)
 
 
 cdef int frame_vacate(char* at, uint64_t length) noexcept nogil:
     cdef int advice = MADV_DONTNEED
     cdef bint locked = True
+    cdef int error
+    if delivery == BY_SEGV:
+        # First: what is thrown away reads as zeros for who can see it.
+        error = mapped_hide(at, length)
+        if error:
+            return error
     while madvise(at, length, advice) != 0:
         if errno == EAGAIN:
             sched_yield()
@@ -314,3 +430,18 @@ cdef int frame_vacate(char* at, uint64_t length) noexcept nogil:
         else:
             return -errno
     return 0
+
+
+cdef void frame_wake(char* at, uint64_t length) noexcept nogil:
+    cdef uffdio_range woken
+    woken.start = <uint64_t>at
+    woken.len = length
+    ioctl(uffd, UFFDIO_WAKE, &woken)
+
+
+cdef int frame_poison(char* page) noexcept nogil:
+    cdef uffdio_poison poison
+    poison.range.start = <uint64_t>page
+    poison.range.len = PAGE
+    poison.mode = 0
+    return 0 if ioctl(uffd, UFFDIO_POISON, &poison) == 0 else -errno

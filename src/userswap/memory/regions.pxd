@@ -45,6 +45,7 @@ cdef struct Region:
     Stream[STREAMS] streams
     int turn                    # the stream that is forgotten next
     int scattered               # how much faults here go anywhere: SCATTERED is enough to bring parts only
+    int64_t leaving             # being freed: no fault that is still on its way is served any more
 
 # A window that shall leave before others do.
 cdef struct Passing:
@@ -106,8 +107,8 @@ cdef Region* region_new(MemoryPool* pool, uint64_t bytes) noexcept nogil
 cdef bint region_grow(Region* region, uint64_t bytes) noexcept nogil
 # Takes the region off its pool's list, so that reclaim does not find its folios any more.
 cdef void region_unlink(Region* region) noexcept nogil
-# Gives back the address space of an unlinked region whose words are all EMPTY.
-cdef void region_release(Region* region) noexcept nogil
+# Gives back the address space of an unlinked region whose words are all EMPTY; not `again`: nobody gets it any more.
+cdef void region_release(Region* region, bint again) noexcept nogil
 cdef uint64_t folio_bytes(const Region* region, uint64_t index) noexcept nogil
 cdef uint64_t region_folios(const Region* region) noexcept nogil
 

@@ -18,6 +18,7 @@ from userswap.native.mman cimport (
 )
 from userswap.native.us cimport (
     us_add, us_assert, us_cas, us_load_ptr, us_lock, us_max, us_mutex, us_read, us_store, us_store_ptr, us_unlock,
+    us_write,
 )
 from userswap.reclaim.reclaim cimport reclaim_delete, reclaim_set_limit
 from userswap.reclaim.watch cimport watch_delete
@@ -210,6 +211,7 @@ cdef Region* region_new(MemoryPool* pool, uint64_t bytes) noexcept nogil:
     region.hint.left = 0
     memset(region.streams, 0, sizeof(region.streams))
     region.scattered = 0
+    us_write(&region.leaving, 0)
     region.previous = NULL
     us_add(&pool.references, 1)
     us_add(&pool.region_count, 1)
@@ -270,7 +272,7 @@ cdef void region_unlink(Region* region) noexcept nogil:
     us_unlock(&pool.list_lock)
 
 
-cdef void region_release(Region* region) noexcept nogil:
+cdef void region_release(Region* region, bint again) noexcept nogil:
     cdef MemoryPool* pool = region.pool
     cdef uint64_t granules = region.granules
     cdef uint64_t i
@@ -284,11 +286,12 @@ cdef void region_release(Region* region) noexcept nogil:
     us_add(&pool.reclaim.overhead, -<int64_t>(sizeof(Region) + PAGE_TABLE_BYTES * region_folios(region)))
     region.pool = NULL
     region.bytes = 0
-    kind = extent_class(&granules)
-    us_lock(&arena_lock)
-    region.next = free_extents[kind]
-    free_extents[kind] = region
-    us_unlock(&arena_lock)
+    if again:
+        kind = extent_class(&granules)
+        us_lock(&arena_lock)
+        region.next = free_extents[kind]
+        free_extents[kind] = region
+        us_unlock(&arena_lock)
     pool_put(pool)
 
 

@@ -2,7 +2,8 @@
 # resident gives EFAULT), so libc's I/O functions are wrapped: make resident and pin, call, unpin.
 # The wrappers are put in by patching the import tables (GOT) of every loaded library but libc, the
 # loader and ourselves; a wrapped dlopen patches what is loaded later. Also wrapped here: sigaction and
-# signal (we stay the first SIGBUS handler) and the calls that would block SIGBUS in a thread.
+# signal (we stay the first handler of the signal of faults, SIGBUS or SIGSEGV) and the calls that would block it in a
+# thread.
 from libc.stdint cimport int64_t
 
 cdef extern from "<signal.h>" nogil:
@@ -47,10 +48,10 @@ cdef void syscalls_patched(int64_t* objects, int64_t* slots, int64_t* refused) n
 # Whether a loaded object, by its path, is one of those whose own calls stay what they are: the C library, the loader,
 # the compressor, ours. After syscalls_install.
 cdef bint left_alone(const char* path) noexcept nogil
-# Takes the first place among SIGBUS handlers: what was there, and what anybody installs later
-# through sigaction/signal, becomes the chain. Call after syscalls_install. 0 or -errno.
-cdef int sigbus_install(void (*handler)(int, siginfo_t*, void*) noexcept nogil) noexcept nogil
-# For the handler: this SIGBUS is not ours; do what would have happened without us. May return (the
+# Takes the first place among the handlers of a signal, the one that faults come by: what was there, and
+# what anybody installs later through sigaction/signal, becomes the chain. Call after syscalls_install. 0 or -errno.
+cdef int handler_install(int signal, void (*handler)(int, siginfo_t*, void*) noexcept nogil) noexcept nogil
+# For the handler: this signal is not ours; do what would have happened without us. May return (the
 # fault then repeats under whatever is in force), and may leave by a longjmp of the program's handler:
 # hold nothing when calling it.
-cdef void sigbus_chain(int signal, siginfo_t* info, void* context) noexcept nogil
+cdef void handler_chain(int signal, siginfo_t* info, void* context) noexcept nogil

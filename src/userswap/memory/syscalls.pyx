@@ -1,9 +1,9 @@
-"""System calls on swapped memory: wrappers around libc's I/O calls, and the first place for SIGBUS.
+"""System calls on swapped memory: wrappers around libc's I/O calls, and the first place for the signal of faults.
 
 What lives here: (1) the wrappers, which pin a buffer while the kernel works on it; (2) the chain of
-SIGBUS handlers; (3) dlopen, dlsym and the patching of import tables that puts all of them in place.
+that signal's handlers; (3) dlopen, dlsym and the patching of import tables that puts all of them in place.
 Touches the program's memory only as the wrapped call itself would, the import tables of loaded
-libraries, and the process's SIGBUS action. Knows regions only through PinOps.
+libraries, and the process's action for that signal. Knows regions only through PinOps.
 
 Our own imports are never patched, so a plain ``read`` in this file is libc's (or that of whoever
 interposes it by LD_PRELOAD, who thereby stays in force).
@@ -1109,16 +1109,16 @@ cdef void w_closefrom(int low) noexcept nogil:
     w_close_range(<unsigned int>(low if low > 0 else 0), ~0u, 0)
 
 
-# ---- SIGBUS -------------------------------------------------------------------------------------
+# ---- the signal of faults ---------------------------------------------------------------------------
 
-# What the program believes is the SIGBUS action. Two slots and a generation: the low bit of the
-# generation says which slot holds; a writer (one at a time, all signals blocked) fills the other one and
-# moves on. So a handler can read it at any moment without a lock, and after a fork it is whole.
+# What the program believes is the action of that signal (SIGBUS or SIGSEGV). Two slots and a generation:
+# the low bit of the generation says which slot holds; a writer (one at a time, all signals blocked) fills
+# the other one and moves on. So a handler can read it at any moment without a lock, and after a fork it is whole.
 cdef sigaction chain_slots[2]
 cdef uint64_t chain_generation
 cdef us_mutex chain_lock
 cdef int chain_process          # whose chain it is
-cdef bint sigbus_taken
+cdef int fault_signal = 0       # none is taken
 
 cdef void chain_read(sigaction* out) noexcept nogil:
     cdef uint64_t seen = us_load(&chain_generation)
@@ -1146,16 +1146,16 @@ cdef void chain_change(const sigaction* next, sigaction* before) noexcept nogil:
     elif next != NULL and next.sa_handler == SIG_IGN:
         # A child of vfork has its own actions but our memory: what it sets may not become the parent's. Of what
         # it sets only this survives its exec.
-        real_sigaction(SIGBUS, next, NULL)
+        real_sigaction(fault_signal, next, NULL)
     us_unlock(&chain_lock)
     pthread_sigmask(SIG_SETMASK, &old, NULL)
     set_errno(kept)
 
-cdef int sigbus_install(void (*handler)(int, siginfo_t*, void*) noexcept nogil) noexcept nogil:
-    global sigbus_taken, chain_process
+cdef int handler_install(int signal, void (*handler)(int, siginfo_t*, void*) noexcept nogil) noexcept nogil:
+    global fault_signal, chain_process
     cdef sigaction mine, before
     chain_process = getpid()
-    cdef sigset_t bus
+    cdef sigset_t fault
     memset(&mine, 0, sizeof(mine))
     mine.sa_sigaction = handler
     # NODEFER: the handler may be interrupted by a fault of its own thread's chain. No ONSTACK: a fault
@@ -1168,33 +1168,33 @@ cdef int sigbus_install(void (*handler)(int, siginfo_t*, void*) noexcept nogil) 
     sigdelset(&mine.sa_mask, SIGILL)
     sigdelset(&mine.sa_mask, SIGTRAP)
     sigdelset(&mine.sa_mask, SIGABRT)
-    if real_sigaction(SIGBUS, NULL, &before) != 0:
+    if real_sigaction(signal, NULL, &before) != 0:
         return -errno
     # The chain first: the handler may be needed from the moment it is installed.
-    if not sigbus_taken:
+    if fault_signal != signal and before.sa_sigaction != handler:
         chain_change(&before, NULL)
-    if real_sigaction(SIGBUS, &mine, NULL) != 0:
+    if real_sigaction(signal, &mine, NULL) != 0:
         return -errno
-    sigbus_taken = True
-    sigemptyset(&bus)
-    sigaddset(&bus, SIGBUS)
-    pthread_sigmask(SIG_UNBLOCK, &bus, NULL)
+    fault_signal = signal
+    sigemptyset(&fault)
+    sigaddset(&fault, fault_signal)
+    pthread_sigmask(SIG_UNBLOCK, &fault, NULL)
     return 0
 
 cdef void die_of(bint repeats) noexcept nogil:
     cdef sigaction plain
-    cdef sigset_t bus
+    cdef sigset_t fault
     memset(&plain, 0, sizeof(plain))
     plain.sa_handler = SIG_DFL
-    real_sigaction(SIGBUS, &plain, NULL)
+    real_sigaction(fault_signal, &plain, NULL)
     if repeats:
         return                  # the same instruction faults again, and a core dump shows it
-    sigemptyset(&bus)
-    sigaddset(&bus, SIGBUS)
-    syscall(SYS_tgkill, <long>getpid(), syscall(SYS_gettid), <long>SIGBUS)
-    pthread_sigmask(SIG_UNBLOCK, &bus, NULL)
+    sigemptyset(&fault)
+    sigaddset(&fault, fault_signal)
+    syscall(SYS_tgkill, <long>getpid(), syscall(SYS_gettid), <long>fault_signal)
+    pthread_sigmask(SIG_UNBLOCK, &fault, NULL)
 
-cdef void sigbus_chain(int signal, siginfo_t* info, void* context) noexcept nogil:
+cdef void handler_chain(int signal, siginfo_t* info, void* context) noexcept nogil:
     cdef sigaction action, reset
     cdef sigset_t mask, before
     cdef int number
@@ -1214,7 +1214,7 @@ cdef void sigbus_chain(int signal, siginfo_t* info, void* context) noexcept nogi
         reset.sa_handler = SIG_DFL
         chain_change(&reset, NULL)
     # The mask that the program's handler would have run under, not the one that we run under. Unless
-    # it asks otherwise SIGBUS is blocked in it, so that a fault inside it ends the process, as it would
+    # it asks otherwise the signal is blocked in it, so that a fault inside it ends the process, as it would
     # without us; such a handler must not touch swapped memory.
     memcpy(&mask, &(<ucontext_t*>context).uc_sigmask, 8)    # the kernel's mask is shorter than libc's
     memset(<char*>&mask + 8, 0, sizeof(mask) - 8)
@@ -1234,16 +1234,16 @@ cdef int w_sigaction(int signal, const sigaction* next, sigaction* before) noexc
     # Copies throughout: these structs may be in swapped memory, which the kernel could not read.
     cdef sigaction mine, old
     cdef int result
-    if not sigbus_taken:
+    if not fault_signal:
         return real_sigaction(signal, next, before)
     if next != NULL:
         memcpy(&mine, next, sizeof(sigaction))
-    if signal == SIGBUS:
+    if signal == fault_signal:
         chain_change(&mine if next != NULL else NULL, &old)
         result = 0
     else:
         if next != NULL:
-            sigdelset(&mine.sa_mask, SIGBUS)    # a handler that reads swapped memory must survive it
+            sigdelset(&mine.sa_mask, fault_signal)    # a handler that reads swapped memory must survive it
         result = real_sigaction(signal, &mine if next != NULL else NULL, &old)
     if result == 0 and before != NULL:
         memcpy(before, &old, sizeof(sigaction))
@@ -1258,35 +1258,35 @@ cdef sighandler_t chain_signal(sighandler_t handler, int flags, bint blocks) noe
     mine.sa_handler = handler
     mine.sa_flags = flags
     if blocks:
-        sigaddset(&mine.sa_mask, SIGBUS)
+        sigaddset(&mine.sa_mask, fault_signal)
     chain_change(&mine, &old)
     return old.sa_handler
 
 cdef sighandler_t w_signal(int signal, sighandler_t handler) noexcept nogil:
-    if signal != SIGBUS or not sigbus_taken:
+    if not fault_signal or signal != fault_signal:
         return real_signal(signal, handler)
     return chain_signal(handler, SA_RESTART, True)
 
 cdef sighandler_t w_sysv_signal(int signal, sighandler_t handler) noexcept nogil:
-    if signal != SIGBUS or not sigbus_taken:
+    if not fault_signal or signal != fault_signal:
         return __sysv_signal(signal, handler)
     return chain_signal(handler, SA_RESETHAND | SA_NODEFER, False)
 
-# A thread that blocks SIGBUS dies of its first fault, so a mask is taken over without it. What is
-# reported back is what the kernel says: that SIGBUS is not blocked.
-cdef bint without_sigbus(int how, const sigset_t* given, sigset_t* mine) noexcept nogil:
+# A thread that blocks it dies of its first fault, so a mask is taken over without it. What is reported back is
+# what the kernel says: that it is not blocked.
+cdef bint without_fault_signal(int how, const sigset_t* given, sigset_t* mine) noexcept nogil:
     if given == NULL:
         return False
     memcpy(mine, given, sizeof(sigset_t))
-    if sigbus_taken and how != SIG_UNBLOCK:
-        sigdelset(mine, SIGBUS)
+    if fault_signal and how != SIG_UNBLOCK:
+        sigdelset(mine, fault_signal)
     return True
 
 cdef int w_pthread_sigmask(int how, const sigset_t* given, sigset_t* before) noexcept nogil:
     cdef sigset_t mine, old
     cdef int result
     sigemptyset(&old)
-    result = pthread_sigmask(how, &mine if without_sigbus(how, given, &mine) else NULL, &old)
+    result = pthread_sigmask(how, &mine if without_fault_signal(how, given, &mine) else NULL, &old)
     if result == 0 and before != NULL:
         memcpy(before, &old, sizeof(sigset_t))
     return result
@@ -1295,7 +1295,7 @@ cdef int w_sigprocmask(int how, const sigset_t* given, sigset_t* before) noexcep
     cdef sigset_t mine, old
     cdef int result
     sigemptyset(&old)
-    result = sigprocmask(how, &mine if without_sigbus(how, given, &mine) else NULL, &old)
+    result = sigprocmask(how, &mine if without_fault_signal(how, given, &mine) else NULL, &old)
     if result == 0 and before != NULL:
         memcpy(before, &old, sizeof(sigset_t))
     return result

@@ -39,4 +39,5 @@ cdef extern from "<sys/mman.h>" nogil:
     void* mmap(void* address, size_t length, int prot, int flags, int fd, long offset)
     int munmap(void* address, size_t length)
     int madvise(void* address, size_t length, int advice)
+    int mprotect(void* address, size_t length, int prot)
     int munlock(const void* address, size_t length)
