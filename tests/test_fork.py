@@ -521,3 +521,44 @@ for turn in range(8):
     codes.append(wait(pid))
 assert codes == [0] * 8, codes
 """)
+
+
+def test_python_warned_of_a_fork_because_of_our_threads() -> None:
+    """Python 3.12 counts the threads of a process that forks, and warns; the program has none but ours."""
+    ends_well("""
+import os, warnings
+def tasks(): return len(os.listdir("/proc/self/task"))
+seen = []
+os.register_at_fork(before=lambda: seen.append(tasks()))        # before what userswap registers, so called after it
+warnings.simplefilter("error")
+if os.fork() == 0: os._exit(0)                                  # NumPy's BLAS ends its own threads then
+os.wait()
+seen.clear()
+alone = tasks()
+small, watched = userswap.Pool(ram="48MiB"), userswap.Pool()
+array = small.array(np.arange(12_000_000))
+other = watched.array(np.arange(1_000_000))
+def scan(): assert np.array_equal(array, np.arange(12_000_000)), "wrong bytes"
+with_ours = tasks()
+assert with_ours > alone, "there is nothing to see"
+for i in range(5):
+    scan()
+    pid = os.fork()
+    if pid == 0:
+        ok = False
+        try:
+            scan()
+            pid = os.fork()                                     # with the child's own thread
+            if pid == 0:
+                os._exit(0)
+            ok = os.waitpid(pid, 0)[1] == 0 and seen[-1] == 1
+        finally:
+            os._exit(0 if ok else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert tasks() == with_ours, "they go on"
+assert seen == [alone] * 5, seen
+before = small.stats().readahead
+for _ in range(5): scan()
+if len(os.sched_getaffinity(0)) > 1:
+    assert small.stats().readahead > before
+""")

@@ -214,7 +214,9 @@ def start(delivery: str = "auto") -> None:
         atexit.unregister(_core.rest)
         atexit.register(_core.rest)
         if not _watched:
-            os.register_at_fork(after_in_child=_core.forked)
+            os.register_at_fork(
+                before=_core.before_fork, after_in_parent=_core.after_fork, after_in_child=_core.forked
+            )  # fmt: skip
             _watched.append(True)
 
 

@@ -9,7 +9,7 @@ from libc.string cimport memset
 
 from userswap.memory.regions cimport MemoryPool, Region
 from userswap.memory.stage cimport STAGE_SLOTS
-from userswap.native.thread cimport us_thread
+from userswap.native.thread cimport pthread_join, pthread_t, us_thread
 from userswap.native.us cimport (
     us_add, us_assert, us_chaos, us_futex_wait, us_futex_wake, us_load32, us_lock, us_mutex, us_pause, us_read,
     us_store32, us_swap32, us_unlock, us_write,
@@ -36,6 +36,8 @@ cdef uint64_t clock = 0
 cdef int64_t ready = 0
 cdef bint running = False
 cdef bint resting = False
+cdef uint32_t leaving = 0
+cdef pthread_t thread
 cdef bint lost = False              # there was one in the process that we were forked from
 cdef uint32_t may = 0
 cdef void (*ask_later)() noexcept nogil
@@ -54,8 +56,10 @@ cdef void* body(void* nothing) noexcept nogil:
     cdef uint32_t seen
     cdef Job* job
     cdef int i
-    while True:
+    while not us_load32(&leaving):
         seen = us_load32(&asked)
+        if us_load32(&leaving):
+            break
         operations.enter()
         us_lock(&ahead_lock)
         job = NULL
@@ -70,6 +74,7 @@ cdef void* body(void* nothing) noexcept nogil:
         operations.leave()
         if job == NULL:
             us_futex_wait(&asked, seen)
+    return NULL
 
 
 cdef int ahead_start(const AheadOps* ops) noexcept nogil:
@@ -78,9 +83,26 @@ cdef int ahead_start(const AheadOps* ops) noexcept nogil:
     if running:
         return 0
     operations = ops
-    error = us_thread(body)
+    us_store32(&leaving, 0)
+    error = us_thread(body, &thread)
     running = error == 0
     return error
+
+
+cdef bint ahead_pause() noexcept nogil:
+    # What is ASKED stays so, what is READY can be taken. The thread ends what it is at, which may be a read of the file.
+    global running, lost
+    if not running or resting:
+        return False
+    running = False
+    lost = True                 # if this is for a fork, the child's is
+    us_store32(&leaving, 1)
+    us_lock(&ahead_lock)
+    us_store32(&asked, us_load32(&asked) + 1)
+    us_unlock(&ahead_lock)
+    us_futex_wake(&asked, 1)
+    pthread_join(thread, NULL)
+    return True
 
 
 cdef bint ahead_running() noexcept nogil:

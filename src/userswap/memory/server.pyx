@@ -133,7 +133,7 @@ cdef int server_renew() noexcept nogil:
     first = waiting = idle = 0
     somebody_reads = False
     for _i in range(threads_wanted):
-        error = us_thread(body)
+        error = us_thread(body, NULL)
         if error:
             return error
     return 0

@@ -4,8 +4,8 @@ cdef extern from *:
     #include <pthread.h>
     #include <signal.h>
 
-    /* A detached thread that gets no signal but those of its own faults. */
-    static inline int us_thread(void *(*body)(void *)) {
+    /* A thread that gets no signal but those of its own faults. `joined`: to be joined; NULL: never. */
+    static inline int us_thread(void *(*body)(void *), pthread_t *joined) {
         pthread_attr_t attr;
         pthread_t thread;
         sigset_t mask, kept;
@@ -17,13 +17,15 @@ cdef extern from *:
         sigdelset(&mask, SIGILL);
         sigdelset(&mask, SIGABRT);
         pthread_attr_init(&attr);
-        pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+        if (!joined) pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
         pthread_attr_setstacksize(&attr, 1 << 18);
         pthread_sigmask(SIG_SETMASK, &mask, &kept);
-        error = pthread_create(&thread, &attr, body, NULL);
+        error = pthread_create(joined ? joined : &thread, &attr, body, NULL);
         pthread_sigmask(SIG_SETMASK, &kept, NULL);
         pthread_attr_destroy(&attr);
         return -error;
     }
     """
-    int us_thread(void* (*body)(void*) noexcept nogil) nogil        # 0 or -errno
+    ctypedef unsigned long pthread_t
+    int us_thread(void* (*body)(void*) noexcept nogil, pthread_t* joined) nogil         # 0 or -errno
+    int pthread_join(pthread_t thread, void** result) nogil

@@ -178,7 +178,7 @@ cdef int64_t add(Reclaim* r, int64_t bytes, bint parts, bint* tried, bint* stuck
                 goal = r.limit - r.headroom
         # What comes as one piece makes room of its size, so that pieces leave as they are.
         used = reclaim_down_to(r, goal, bytes, ALL, parts, stuck)
-        if stuck[0] and used <= r.limit and us_read(&r.family.credit) == 0:
+        if stuck[0] and ceiling < r.limit and used <= r.limit and us_read(&r.family.credit) == 0:
             us_write(&r.rest_until, us_now() + REST_NS)
     return used
 
