@@ -142,8 +142,8 @@ PYARROW = Suite(
             "test_io test_ipc test_csv test_feather test_memory parquet",
         ),
     ),
-    "arrays of 4 KiB and more that NumPy and pandas hand it, and its own buffers from 64 KiB on: `userswap run` tells it "
-    "to take them from the system's allocator",
+    "arrays of 4 KiB and more that NumPy and pandas hand it, and its own buffers from 64 KiB on: `userswap run` tells "
+    "it to take them from the system's allocator",
 )
 
 H5PY = Suite(
