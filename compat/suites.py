@@ -5,6 +5,7 @@ A slice is run by one process, so a crash names its slice; a slice of some thous
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 __all__ = ["KNOWN", "SUITES", "Known", "Slice", "Suite"]
 
@@ -160,6 +161,19 @@ SKLEARN = Suite(
     EVERY_LARGE,
 )
 
-SUITES = (NUMPY, CPYTHON, SCIPY, PANDAS, PYARROW, H5PY, SKLEARN)
+# Its wheel brings no tests, but the table of operators that its own are made from.
+TORCH_TESTS = Path(__file__).resolve().parent / "pytorch"
+TORCH = Suite(
+    "pytorch",
+    "torch",
+    tuple(
+        Slice(part, "pytest", ("--rootdir", str(TORCH_TESTS), str(TORCH_TESTS / f"test_{part}.py")))
+        for part in ("tensors", "operators")
+    ),
+    "tensors from 64 KiB on. The tests are ours: every elementwise operator of PyTorch's own table on a large tensor, "
+    "beside small pieces of it; autograd, layers, optimizers, files, `DataLoader` workers, shared memory, threads",
+)
+
+SUITES = (NUMPY, CPYTHON, SCIPY, PANDAS, PYARROW, H5PY, SKLEARN, TORCH)
 
 KNOWN: tuple[Known, ...] = ()

@@ -43,29 +43,45 @@ EXIT_SAME, EXIT_DIFFERENT, EXIT_CANNOT = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A program, the libraries it imports, its size (an option of it and the most), and how many processes it is."""
+    """A program: what it imports, its size (an option and its value), its arguments for no data, how many processes."""
 
     name: str
     title: str
     needs: tuple[str, ...]
     option: str
     size: int
-    least: int
-    more: tuple[str, ...] = ()
+    bare: tuple[str, ...]
     processes: int = 1
 
     def command(self, scale: float) -> list[str]:
-        """Return the program and its arguments, at so much of its usual size."""
-        size = max(int(self.size * scale), self.least)
-        return [str(PROGRAMS / f"{self.name}.py"), self.option, str(size), *(self.more if scale else ())]
+        """Return the program and its arguments, with so many times its usual data; with next to none for 0."""
+        size = (self.option, str(int(self.size * scale))) if scale else self.bare
+        return [str(PROGRAMS / f"{self.name}.py"), *size]
 
 
 EXAMPLES = (
-    Example("orders", "orders joined and grouped (pandas)", ("pandas",), "--rows", 14_000_000, 1000),
-    Example("clusters", "k-means and boosting (scikit-learn)", ("sklearn",), "--rows", 6_000_000, 5000),
-    Example("training", "a network and its loaders (PyTorch)", ("torch",), "--images", 80_000, 256, processes=3),
-    Example("stack", "cells in images (SciPy, scikit-image)", ("scipy", "skimage"), "--depth", 160, 24),
-    Example("serving", "workers that share a table (NumPy)", (), "--rows", 60_000_000, 10_000, processes=4),
+    Example("orders", "orders joined and grouped (pandas)", ("pandas",), "--rows", 14_000_000, ("--rows", "1000")),
+    Example("clusters", "k-means and boosting (scikit-learn)", ("sklearn",), "--rows", 6_000_000, ("--rows", "5000")),
+    Example(
+        "training",
+        "a network and its loaders (PyTorch)",
+        ("torch",),
+        "--images",
+        80_000,
+        ("--images", "256"),
+        processes=3,
+    ),
+    Example(
+        "stack",
+        "cells in images (SciPy, scikit-image)",
+        ("scipy", "skimage"),
+        "--depth",
+        160,
+        ("--depth", "24", "--side", "64"),
+    ),
+    Example(
+        "serving", "workers that share a table (NumPy)", (), "--rows", 60_000_000, ("--rows", "10000"), processes=4
+    ),
 )
 
 

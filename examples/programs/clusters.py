@@ -18,11 +18,11 @@ PIECE = 1 << 18
 def readings(rows: int, chance: np.random.Generator) -> np.ndarray:
     """Make readings of a few kinds, noisy, in steps of 1/64 as a converter gives them."""
     data = np.empty((rows, SENSORS), dtype=np.float32)
-    centres = chance.normal(0, 6, (KINDS, SENSORS))
+    centres = chance.normal(0, 6, (KINDS, SENSORS)).astype(np.float32)
     for begin in range(0, rows, PIECE):
         piece = data[begin : begin + PIECE]
         kinds = chance.integers(0, KINDS, len(piece))
-        piece[:] = np.rint((centres[kinds] + chance.normal(0, 2, piece.shape)) * 64) / 64
+        piece[:] = np.rint(centres[kinds] * 64 + chance.standard_normal(piece.shape, np.float32) * 128) / 64
     return data
 
 
