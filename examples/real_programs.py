@@ -23,6 +23,7 @@ from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 from rich.console import Console
@@ -35,7 +36,7 @@ MIB = 1 << 20
 SHARE = 3
 # What userswap itself brings along, the kernel's buffers, and pages of files that are being read.
 ROOM = 32 * MIB
-LEAST_BUDGET = 16 * MIB
+LEAST_BUDGET = 12 * MIB
 SAMPLE_SECONDS = 0.1
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 EXIT_SAME, EXIT_DIFFERENT, EXIT_CANNOT = 0, 1, 2
@@ -241,6 +242,11 @@ def in_words(size: float) -> str:
     return f"{size / MIB / 1024:.2f} GiB" if size >= 1024 * MIB else f"{size / MIB:.0f} MiB"
 
 
+def quoted(line: str | None) -> str:
+    """Write a line that a program printed, or did not."""
+    return "nothing" if line is None else repr(line)
+
+
 def table(reports: list[Report]) -> Table:
     """Return the table of what came out."""
     shown = Table(title="Real programs in a third of the memory that they need")
@@ -303,9 +309,11 @@ def main() -> int:
     if reports:
         console.print(table(reports))
     for report in reports:
-        for number, (plain, swapped) in enumerate(zip(report.plain.lines, report.swapped.lines, strict=False), 1):
+        pairs = zip_longest(report.plain.lines, report.swapped.lines)
+        for number, (plain, swapped) in enumerate(pairs, 1):
             if plain != swapped:
-                console.print(f"{report.example.name}, line {number}: {plain!r} plain, {swapped!r} under userswap",
+                console.print(f"{report.example.name}, line {number}: {quoted(plain)} plain, "
+                              f"{quoted(swapped)} under userswap",
                               highlight=False, markup=False, soft_wrap=True)  # fmt: skip
     if not all(report.same for report in reports):
         console.print("A result under userswap is not the plain run's.")

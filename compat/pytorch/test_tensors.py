@@ -288,6 +288,7 @@ def test_loaded_by_workers(method: str, persistent: bool) -> None:
 
 def send(tensors: Any, answers: Any) -> None:
     """A child that changes shared tensors and makes some of its own."""
+    torch.set_num_threads(1)  # OpenMP's threads are not there after a fork, and are waited for: that hangs plain, too
     tensors[0].add_(tensors[1])
     answers.put([tensors[0].sum().item(), tensors[1].to(torch.float64).flip(0)])
     # A tensor in shared memory is the sender's until it is taken.
@@ -314,6 +315,7 @@ def test_shared_with_and_sent_by_a_process(method: str) -> None:
 
 def change(tensor: torch.Tensor, pipe: Any) -> None:
     """A forked child: what it changes in a tensor that is not shared is its own."""
+    torch.set_num_threads(1)
     tensor.mul_(-1)
     pipe.send(int(tensor.sum()))
     pipe.close()

@@ -14,6 +14,7 @@ WORKERS = 3
 BATCH = 2000
 BLOCK = 1024
 WIDEST = 3000
+ROWS_PER_BATCH = 600_000
 
 
 class Table:
@@ -55,12 +56,12 @@ def main() -> None:
     """Print what came out, step by step."""
     parser = ArgumentParser()
     parser.add_argument("--rows", type=int, default=60_000_000)
-    parser.add_argument("--batches", type=int, default=100)
-    options = parser.parse_args()
+    rows = parser.parse_args().rows
+    batches = max(rows // ROWS_PER_BATCH, 1)
     chance = np.random.default_rng(6)
-    table = Table(options.rows, chance)
+    table = Table(rows, chance)
     last = int(table.keys[-1])
-    print(f"{options.rows:,} rows, keys up to {last:,}, values add up to {table.values.sum():,}", flush=True)
+    print(f"{rows:,} rows, keys up to {last:,}, values add up to {table.values.sum():,}", flush=True)
 
     context = multiprocessing.get_context("fork")
     pipes: list[Connection] = []
@@ -80,10 +81,10 @@ def main() -> None:
 
     def ask(pipe: Connection) -> None:
         nonlocal asked
-        if asked == options.batches:
+        if asked == batches:
             pipe.send(None)
             return
-        near = chance.normal(last * (asked + 0.5) / options.batches, last / 200, BATCH)
+        near = chance.normal(last * (asked + 0.5) / batches, last / 200, BATCH)
         far = chance.random(BATCH) * last
         first = np.where(chance.random(BATCH) < 0.98, near, far).clip(0, last).astype(np.int64)
         pipe.send((asked, np.stack([first, first + chance.integers(1, 50 * WIDEST, BATCH)], axis=1)))
@@ -105,8 +106,8 @@ def main() -> None:
     for worker in workers:
         worker.join()
     ended = sorted({worker.exitcode for worker in workers}, key=str)
-    found = np.concatenate([answers[number] for number in range(options.batches)])
-    print(f"{options.batches * BATCH:,} questions answered, workers ended with {ended}: {digest(found)}")
+    found = np.concatenate([answers[number] for number in range(batches)])
+    print(f"{batches * BATCH:,} questions answered, workers ended with {ended}: {digest(found)}")
     # The table is what it was, whatever the workers did.
     print(f"keys {digest(table.keys)}, values {digest(table.values)}")
 
