@@ -9,7 +9,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 SOURCES := $(shell find src -name '*.py' -o -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]') meson.build meson.options src/userswap/meson.build pyproject.toml
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help venv demo bench test compat examples lint debug sanitize clean
+.PHONY: help venv demo bench test compat examples stress lint debug sanitize clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
@@ -20,7 +20,7 @@ $(BIN)/.tools: pyproject.toml
 	@$(PYTHON) -c 'import pathlib, sys, sysconfig; sys.exit(0 if pathlib.Path(sysconfig.get_path("include"), "Python.h").exists() else "the headers of Python are needed to build: on Debian and Ubuntu, apt-get install python3-dev")'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { echo "on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@$(PIP) install 'meson-python>=0.17' 'meson>=1.4' ninja 'cython>=3.1' 'numpy>=2.0' 'blosc2>=4.1' 'rich>=13' 'matplotlib>=3.8' 'pandas>=2.2' \
-	    'pytest>=8' 'hypothesis>=6' 'mypy>=1.11' 'ruff>=0.6' 'cython-lint>=0.16'
+	    'pytest>=8' 'hypothesis>=6' 'py-spy>=0.4' 'memray>=1.15' 'mypy>=1.11' 'ruff>=0.6' 'cython-lint>=0.16'
 	@touch $@
 
 $(BIN)/.built: $(BIN)/.tools $(SOURCES)
@@ -60,6 +60,11 @@ compat: $(COMPAT)/.built  ## other people's test suites under swapped memory (tw
 
 examples: $(COMPAT)/.built  ## real programs in a third of the memory they need (PROGRAMS="orders stack" for some)
 	@$(COMPAT)/bin/python examples/real_programs.py $(PROGRAMS)
+
+MINUTES ?= 60
+SEED ?= 1
+stress: $(BIN)/.built  ## everything at once under settings drawn by a seed, every byte checked (MINUTES=60 SEED=1)
+	@$(BIN)/python -m stress --minutes $(MINUTES) --seed $(SEED)
 
 lint: $(BIN)/.built  ## ruff, mypy --strict, cython-lint
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/cython-lint --max-line-length 120 src

@@ -8,7 +8,7 @@ from pathlib import Path
 from helpers import run_python
 
 PRELUDE = """
-import ctypes, os, signal, subprocess, sys, threading, numpy as np, userswap
+import ctypes, os, signal, subprocess, sys, threading, time, numpy as np, userswap
 libc = ctypes.CDLL(None, use_errno=True)
 PAGE, FOLIO = 4096, 1 << 16
 def values(i): return np.round(np.cumsum(np.random.default_rng(i).standard_normal(1 << 17)), 2)
@@ -226,6 +226,9 @@ def test_a_page_thrown_away_while_it_is_swapped_out_loses_no_later_write() -> No
     runs("""
 import time
 MADV_DONTNEED = 4
+def raw_madvise(*arguments):                                    # behind the wrapper's back
+    numbers = {"x86_64": 28, "aarch64": 233}
+    assert libc.syscall(numbers[os.uname().machine], *map(ctypes.c_long, arguments)) == 0
 pool = userswap.Pool(ram="32MiB", swap="none")
 array = pool.empty((32, FOLIO), dtype=np.uint8)
 for i in range(32): array[i] = values(i).view(np.uint8)[:FOLIO]
@@ -242,7 +245,7 @@ try:
         turn += 1
         i = turn % 32
         array[i, 0] = 1                                         # resident and dirty
-        madvise(at(array[i]) + PAGE, 15 * PAGE, MADV_DONTNEED)
+        raw_madvise(at(array[i]) + PAGE, 15 * PAGE, MADV_DONTNEED)
         for k in range(1, 16):
             for _ in range(turn % 50): pass
             array[i, k * PAGE + 100] = k
@@ -290,4 +293,75 @@ for turn in range(40):
     assert reader.stop(thread)
 assert pool._core.check()["wrong"] == 0         # waits for ever if somebody never left the gate
 assert np.array_equal(array, noise)
+""")
+
+
+def test_what_a_program_throws_away_came_back_from_swap() -> None:
+    runs("""
+from helpers import check_empty, check_pool
+MADV_DONTNEED, MADV_FREE, POPULATE_READ, POPULATE_WRITE = 4, 8, 22, 23
+pool = userswap.Pool(ram="32MiB")
+array = pool.empty((700, FOLIO), dtype=np.uint8)                # more than the budget, so in every state
+model = np.empty((700, FOLIO), dtype=np.uint8)
+rng = np.random.default_rng(1)
+for i in range(700): array[i] = model[i] = values(i).view(np.uint8)[:FOLIO]
+kept = pool.snapshot(array)
+flat, expected = array.reshape(-1), model.reshape(-1)
+before = expected.copy()
+for turn in range(300):
+    i = int(rng.integers(700))
+    way = turn % 5
+    if way == 0: array[i, 100] = model[i, 100] = 7              # DIRTY
+    elif way == 1: assert array[i, 5] == model[i, 5]            # CLEAN, or PARTIAL
+    elif way == 2: pool.evict(1 << 20)
+    elif way == 3: pool.writeback(1 << 18)
+    start = i * FOLIO + int(rng.choice([0, PAGE, 5 * PAGE]))
+    length = int(rng.choice([100, PAGE, FOLIO, 3 * FOLIO, 40 * FOLIO]))
+    length = min(length, len(flat) - start)
+    madvise(at(array) + start, length, MADV_DONTNEED if turn % 2 else MADV_FREE)
+    expected[start : start + -(-length // PAGE) * PAGE] = 0
+    if turn % 7 == 0:
+        madvise(at(array) + i * FOLIO, 20 * FOLIO if i < 680 else FOLIO, POPULATE_READ if turn % 2 else POPULATE_WRITE)
+    if turn % 30 == 0:
+        assert pool._core.check()["wrong"] == 0
+        assert np.array_equal(flat, expected), turn
+assert np.array_equal(flat, expected)
+assert np.array_equal(kept.reshape(-1), before)
+madvise(at(array), array.nbytes, MADV_DONTNEED)
+stats = check_pool(pool)
+assert stats.swapped_bytes <= kept.nbytes                       # what is left is the snapshot's
+assert pool._core.check()["empty"] >= 700
+assert not flat.any()
+del array, flat, kept
+check_empty(pool)
+""")
+
+
+def test_threads_throw_away_what_others_read() -> None:
+    runs("""
+from helpers import check_pool
+pool = userswap.Pool(ram="32MiB")
+array = pool.empty((600, FOLIO), dtype=np.uint8)
+array[:] = 1
+stop = threading.Event()
+wrong = []
+def discard(seed):
+    rng = np.random.default_rng(seed)
+    while not stop.is_set():
+        i = int(rng.integers(600))
+        madvise(at(array[i]), FOLIO, 4)
+        array[i] = 1
+def read(seed):
+    rng = np.random.default_rng(seed)
+    while not stop.is_set():
+        row = array[int(rng.integers(600))]
+        if (row > 1).any(): wrong.append(1)
+threads = [threading.Thread(target=f, args=[k]) for k, f in enumerate((discard, discard, read, read))]
+for thread in threads: thread.start()
+for _ in range(60): pool.evict(8 << 20); time.sleep(.02)
+stop.set()
+for thread in threads: thread.join()
+assert not wrong
+assert (array == 1).all()
+check_pool(pool)
 """)

@@ -15,6 +15,7 @@ from userswap.errors import BadSize, BudgetError, MapDesignError, SwapPathError,
 # As typing has it; that module takes milliseconds, which `userswap run` would pay twice.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from userswap.pins import Pin, pin
     from userswap.pool import Installation, Pool, Stats, install, snapshot
 
 __all__ = [
@@ -22,12 +23,14 @@ __all__ = [
     "BudgetError",
     "Installation",
     "MapDesignError",
+    "Pin",
     "Pool",
     "Stats",
     "SwapPathError",
     "UnsupportedError",
     "UserswapError",
     "install",
+    "pin",
     "snapshot",
 ]
 __version__ = "0.1.0"
@@ -35,8 +38,16 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> object:
     """Load the core (and NumPy with it) at the first use, so that `userswap doctor` runs where the core can't."""
-    if name in ("Installation", "Pool", "Stats", "install", "snapshot"):
-        from userswap import pool
-
-        return getattr(pool, name)
-    raise AttributeError(f"module 'userswap' has no attribute {name!r}")
+    if name not in ("Installation", "Pin", "Pool", "Stats", "install", "pin", "snapshot"):
+        raise AttributeError(f"module 'userswap' has no attribute {name!r}")
+    try:
+        from userswap import pins, pool
+    except ImportError as error:
+        # In the words of CPython and of Cython. There is one fault handler for a process.
+        if "subinterpreters" in str(error) or "Interpreter change" in str(error):
+            raise UnsupportedError(
+                "userswap can only be used from a process's main interpreter, not from a sub-interpreter. What a "
+                "sub-interpreter allocates is swapped all the same under `userswap run`."
+            ) from None
+        raise
+    return getattr(pins if name in ("Pin", "pin") else pool, name)

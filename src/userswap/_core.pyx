@@ -1,9 +1,10 @@
-"""The Python face of the core: one class that owns a pool. Touches every room's interface, keeps no state itself.
+"""The Python face of the core: a class that owns a pool, one that pins memory. Keeps no state itself.
 
 Errors of the rooms below are return codes; here they become exceptions.
 """
 import os
 
+from cpython.buffer cimport PyBUF_FULL_RO, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
 from libc.errno cimport EINVAL
 from libc.stdint cimport int64_t, uint64_t
 
@@ -11,19 +12,22 @@ from userswap.backends.codec cimport FOLIO_BYTES, codec_metadata
 from userswap.backends.swapfile cimport SwapFile, swapfile_delete, swapfile_new
 from userswap.memory.ahead cimport ahead_rest
 from userswap.memory.faults cimport (
-    faults_install, memory_background, memory_check, memory_compact, memory_evict, memory_holders, memory_pool_close,
-    memory_snapshot, memory_writeback, pool_bind,
+    faults_install, memory_background, memory_check, memory_compact, memory_evict, memory_holders, memory_pin,
+    memory_pool_close, memory_snapshot, memory_unpin, memory_writeback, pool_bind,
 )
 from userswap.memory.frames cimport frames_forbid_move
 from userswap.memory.regions cimport BUCKETS, MemoryPool, Region, arena_open, pool_get, pool_new, region_at
 from userswap.memory.stage cimport STAGE_SLOTS, stage_keep, stage_kept
-from userswap.native.us cimport us_debug, us_max, us_read
+from userswap.native.us cimport us_add, us_debug, us_max, us_read
 from userswap.reclaim.reclaim cimport reclaim_used
 from userswap.swap.space cimport (
     SwapSpace, space_metadata, space_dedupe, space_new, space_pool_bytes, space_slot_bytes,
     space_stored_bytes,
 )
 from userswap.swap.traced cimport traced_events
+
+cdef extern from "<unistd.h>" nogil:
+    int getpid()
 
 FOLIO = FOLIO_BYTES
 
@@ -260,3 +264,125 @@ cdef class Core:
         """Whether the byte at `address` is in a region of this pool."""
         cdef uint64_t at = address
         return self.pool != NULL and region_at(<void*>at) != NULL and region_at(<void*>at).pool == self.pool
+
+
+class TooMuch(Exception):  # noqa: N818 - never leaves the package
+    """More would be pinned than a pool may have: what was asked, what is left of that, the budget; bytes."""
+
+
+cdef class Span:
+    """The memory of one array, from its first byte to its last. Pinned once at most; the array lives as long."""
+    cdef Py_buffer view
+    cdef bint viewed            # the array gave one
+    cdef object array
+    cdef char* start
+    cdef int64_t length         # bytes
+    cdef bint writing
+    cdef int pid                # of the process in which it is pinned; 0: it is not
+
+    def __cinit__(self, array):
+        """`array`: a buffer, or what has ``__array_interface__`` (NumPy has no buffers of dates).
+
+        Raises:
+            TypeError: it is neither.
+        """
+        cdef int64_t first = 0, last = 0, i, reach, items = 1
+        cdef uint64_t start
+        if PyObject_CheckBuffer(array):
+            try:
+                PyObject_GetBuffer(array, &self.view, PyBUF_FULL_RO)
+                self.viewed = True
+            except (ValueError, BufferError):
+                pass
+        if self.viewed:
+            start = <uint64_t>self.view.buf
+            self.writing = not self.view.readonly
+            size = self.view.itemsize
+            shape = [self.view.shape[i] for i in range(self.view.ndim)]
+            strides = [self.view.strides[i] for i in range(self.view.ndim)]
+        else:
+            try:
+                told = array.__array_interface__
+            except AttributeError:
+                raise TypeError(
+                    f"Only arrays and buffers can be pinned, not {type(array).__name__!r}: pass what holds the memory, "
+                    "for example tensor.numpy() or series.to_numpy()."
+                ) from None
+            start, readonly = told["data"]
+            self.writing = not readonly
+            size = int("".join(c for c in told["typestr"][2:] if c.isdigit()))
+            shape, strides = told["shape"], told.get("strides")
+            if strides is None:
+                strides, reach = [], size
+                for length in reversed(shape):
+                    strides.insert(0, reach)
+                    reach *= length
+        self.array = array
+        for length, stride in zip(shape, strides, strict=True):
+            items *= length
+            reach = (length - 1) * stride
+            first += min(reach, 0)
+            last += max(reach, 0)
+        self.start = <char*><uint64_t>(start + first)
+        self.length = last - first + size if items else 0
+
+    def __dealloc__(self):
+        self.release()
+        if self.viewed:
+            PyBuffer_Release(&self.view)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of swapped memory that are pinned."""
+        return self.length if self.pid else 0
+
+    cdef int64_t hold(self) noexcept nogil:
+        """Pins all of it: 0, or -errno and nothing is."""
+        cdef int64_t done = 0, got
+        while done < self.length:
+            got = memory_pin(self.start + done, <size_t>(self.length - done), self.writing)
+            if got < 0:
+                memory_unpin(self.start, <size_t>done)
+                return got
+            done += got
+        return 0
+
+    def pin(self) -> None:
+        """Bring it in and keep it there; nothing happens if it is not swapped memory.
+
+        Raises:
+            TooMuch: of the pool's budget too much would be pinned.
+            OSError: swapped data can't be had.
+        """
+        cdef Region* region = region_at(self.start)
+        cdef int64_t error, most
+        if region == NULL or self.length == 0:
+            return
+        # The rest is for what is packed, and for the folios that come and go meanwhile.
+        most = region.pool.reclaim.limit // 4 * 3
+        if us_add(&region.pool.pinned, self.length) > most:
+            us_add(&region.pool.pinned, -self.length)
+            raise TooMuch(self.length, max(0, most - us_read(&region.pool.pinned)), region.pool.reclaim.limit)
+        with nogil:
+            error = self.hold()
+        if error:
+            us_add(&region.pool.pinned, -self.length)
+            raise OSError(-error, os.strerror(-error))
+        self.pid = getpid()
+
+    def unpin(self) -> None:
+        """Let it go, if it is pinned."""
+        self.release()
+
+    cdef void release(self) noexcept:
+        if self.pid:
+            # In a child that was forked behind Python's back nothing is pinned (see `renew`).
+            if self.pid == getpid():
+                memory_unpin(self.start, <size_t>self.length)
+            us_add(&region_at(self.start).pool.pinned, -self.length)
+            self.pid = 0
+
+    def renew(self) -> None:
+        """In a child of fork, where words have lost their pins: pin it again. It is still in place."""
+        if self.pid and self.pid != getpid():
+            self.pid = getpid() if self.hold() == 0 else -1

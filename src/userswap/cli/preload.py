@@ -63,15 +63,34 @@ def why_not() -> str:
         return f"the loader can't take a library whose path has a space or colon, as {path} has; install it elsewhere"
     if not sys.executable or not sys.orig_argv:
         return "this interpreter does not say how it was started; use the command userswap"
+    outer = outermost()
+    if outer:
+        return f"{outer} was started first, and would start once more; put userswap first: userswap run -m {outer} ..."
     if not _before:
         return "main() of userswap.cli.main was called by a program; use the command userswap"
     return f"the loader did not put {path} before the C library; it does not for programs that run with privileges"
+
+
+def outermost() -> str:
+    """The module that was started (python -m) and runs userswap now, for instance a profiler; "" if it is userswap."""
+    arguments = iter(sys.orig_argv[1:])
+    for argument in arguments:
+        if argument in ("-X", "-W"):
+            next(arguments, None)
+        elif not argument.startswith("-") or argument.startswith("--") or "c" in argument:
+            break  # a script or code, such as the command itself
+        elif "m" in argument:
+            module = argument.partition("m")[2] or next(arguments, "")
+            return "" if module.partition(".")[0] == "userswap" else module
+    return ""
 
 
 def execute() -> None:
     """Execute this interpreter again, with the library; returns if that can't be."""
     path = library()
     if not sys.executable or not sys.orig_argv or not os.path.exists(path) or any(sign in path for sign in ": "):  # noqa: PTH110
+        return
+    if outermost():
         return
     before = os.environ.get("LD_PRELOAD")
     environment = {

@@ -179,10 +179,14 @@ cdef void on_sigbus(int signal, siginfo_t* info, void* context) noexcept nogil:
             return
     sigbus_chain(signal, info, context)
 
+cdef void discard(void* start, size_t length) noexcept nogil:
+    madvise(start, length, MADV_DONTNEED)
+
 cdef PinOps check_ops
 check_ops.ours = ours
 check_ops.pin = pin
 check_ops.unpin = unpin
+check_ops.discard = discard
 
 
 def start(bytes_: int) -> int:

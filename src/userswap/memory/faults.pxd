@@ -19,6 +19,8 @@ cdef void memory_free(void* start) noexcept nogil
 # realloc: the same bytes in a region of another length, at a place of its own if need be. What is swapped out stays so.
 # NULL: no address space, and the region is as it was.
 cdef void* memory_resize(void* start, uint64_t bytes) noexcept nogil
+# What madvise(MADV_DONTNEED) does: the range reads as zeros from here on, and takes nothing where whole folios are in it.
+cdef void memory_discard(void* start, size_t length) noexcept nogil
 cdef bint memory_inside() noexcept nogil        # this thread is in the middle of a transition
 # Fills a fresh region with the content of another of the same size, sharing swap ids: 0 or -errno (then part of it).
 cdef int memory_snapshot(MemoryPool* pool, void* start, void* copy) noexcept nogil

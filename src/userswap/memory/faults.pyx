@@ -1578,6 +1578,58 @@ cdef void memory_free(void* start) noexcept nogil:
     leave()
 
 
+cdef bint discard_folio(Region* region, uint64_t index) noexcept nogil:
+    """Makes a folio EMPTY. False: a system call is at it."""
+    cdef uint64_t* at = &region.words[index]
+    cdef uint64_t word, in_place = 0
+    cdef MemoryPool* pool = region.pool
+    while True:
+        word = us_load(at)
+        if word & BUSY:
+            us_word_wait(at, word, WAITERS)
+        elif word_state(word) == EMPTY:
+            return True
+        elif word & PIN_MASK:
+            return False
+        elif us_cas(at, word, (word | BUSY) & ~<uint64_t>WAITERS):
+            break
+    if word_resident(word):
+        in_place = bytes_in_place(region, index, word)
+        us_add(&pool.parts, -<int64_t>parts_in_place(region, index, word))
+        region.broken[index // STAGE_SLOTS] = 1
+        frame_vacate(folio_at(region, index), folio_bytes(region, index))
+    us_chaos()
+    if word_state(word) == CLEAN or word_state(word) == SWAPPED:
+        swap_put(pool.swap, word_id(word))
+        us_add(&pool.swapped_bytes, <int64_t>in_place - <int64_t>folio_bytes(region, index))
+    reclaim_uncharge(&pool.reclaim, <int64_t>in_place)
+    us_word_release(at, word_make(EMPTY, 0), WAITERS)
+    return True
+
+
+cdef void memory_discard(void* start, size_t length) noexcept nogil:
+    cdef char* address = <char*>start
+    cdef char* end = address + length
+    cdef Region* region
+    cdef uint64_t index, step
+    cdef bint gone
+    while address < end:
+        step = FOLIO_BYTES - (<uint64_t>address & (FOLIO_BYTES - 1))
+        region = region_at(address)
+        if region != NULL:
+            index = <uint64_t>(address - region.base) >> FOLIO_SHIFT
+            gone = False
+            if address == folio_at(region, index) and <uint64_t>(end - address) >= folio_bytes(region, index):
+                enter()
+                gone = discard_folio(region, index)
+                leave()
+            if not gone:
+                # As the program would: it faults, and whoever has the folio in hand comes first.
+                memset(address, 0, min(step, min(<uint64_t>(end - address),
+                                                 <uint64_t>(region.base + region.bytes - address))))
+        address += step
+
+
 cdef int move_run(Region* source, Region* target, uint64_t first, uint64_t count) noexcept nogil:
     """Gives whole resident folios, whose words are BUSY by us, to a fresh region, without a look at their bytes.
     0 or -errno: then they are where they were. Releases the words."""
@@ -2047,6 +2099,7 @@ cdef PinOps pin_ops
 pin_ops.ours = memory_ours
 pin_ops.pin = memory_pin
 pin_ops.unpin = memory_unpin
+pin_ops.discard = memory_discard
 
 
 cdef int faults_install() noexcept nogil:

@@ -7,7 +7,7 @@ moved, in and out, with UFFDIO_MOVE, which allocates, copies and frees nothing. 
 from libc.errno cimport EAGAIN, EBUSY, EEXIST, EINVAL, ENOENT, errno
 from libc.stdint cimport int64_t, uint64_t
 from userswap.native.mman cimport (
-    MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, madvise, mmap, munlock,
+    MADV_DONTNEED, MADV_DONTNEED_LOCKED, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, madvise, mmap, munlock,
 )
 
 from userswap.native.descriptors cimport descriptor_guard, descriptor_release
@@ -71,7 +71,6 @@ cdef extern from "<sched.h>" nogil:
     int sched_yield()
 
 cdef enum:
-    MADV_DONTNEED_LOCKED = 24   # Linux 5.18
     PAGE = 4096
     ZEROS = 1 << 16
     MOVE_TRIES = 64

@@ -72,6 +72,7 @@ cdef struct MemoryPool:
     int64_t peak_virtual
     int64_t left                # folios that left, whole or in parts, ever: the clock of Region.left
     int64_t swapped_bytes       # of folios that are SWAPPED
+    int64_t pinned              # bytes that a program keeps in place (userswap.pin); not those of system calls
     int64_t parts               # in place, of folios that are PARTIAL
     # Of the folios whose parts are wanted, how many had left so lately that with twice the parts in place they would
     # not have: of 65536, the last ones counting most. A lost update matters little.

@@ -34,6 +34,8 @@ cdef struct PinOps:
     bint (*ours)(const void* start, size_t length) noexcept nogil
     int64_t (*pin)(void* start, size_t length, bint writing) noexcept nogil
     void (*unpin)(void* start, size_t length) noexcept nogil
+    # Zeros from here on, wherever the memory is; the kernel itself could only throw away what is in place.
+    void (*discard)(void* start, size_t length) noexcept nogil
 
 # Patches everything loaded now, and what is loaded from now on. Idempotent (a second call may bring
 # other ops). `ops` must stay valid for ever: patched tables are never put back. Call without the GIL:

@@ -30,6 +30,9 @@ from libc.string cimport memcpy, memset, strchr, strcmp, strlen, strncmp, strrch
 from typing import NamedTuple
 
 from userswap.native.descriptors cimport DESCRIPTORS, descriptor_guarded
+from userswap.native.mman cimport (
+    MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE, MADV_POPULATE_READ, MADV_POPULATE_WRITE, madvise,
+)
 from userswap.native.us cimport (
     us_load, us_load_ptr, us_lock, us_mutex, us_now, us_or, us_store, us_store_ptr, us_unlock,
 )
@@ -374,10 +377,14 @@ cdef int64_t pin_nothing(void* start, size_t length, bint writing) noexcept nogi
 cdef void unpin_nothing(void* start, size_t length) noexcept nogil:
     pass
 
+cdef void discard_nothing(void* start, size_t length) noexcept nogil:
+    pass
+
 cdef PinOps no_ops
 no_ops.ours = nothing_is_ours
 no_ops.pin = pin_nothing
 no_ops.unpin = unpin_nothing
+no_ops.discard = discard_nothing
 cdef const PinOps* ops = &no_ops
 
 # Pins all of a range that may not be split, prefix after prefix. 0 or -errno, with nothing pinned.
@@ -1049,6 +1056,30 @@ cdef int w_getentropy(void* buffer, size_t length) noexcept nogil:
     return result
 
 
+# ---- wrappers: advice ---------------------------------------------------------------------------
+
+# What a program throws away may be anywhere, not only in place; and populating is a fault in the kernel. Any other advice
+# is the kernel's to take.
+cdef int w_madvise(void* start, size_t length, int advice) noexcept nogil:
+    cdef size_t done = 0
+    cdef int64_t got
+    if not ops.ours(start, length) or <size_t>start % page_bytes:
+        return madvise(start, length, advice)
+    if advice == MADV_DONTNEED or advice == MADV_FREE or advice == MADV_DONTNEED_LOCKED:
+        ops.discard(start, (length + page_bytes - 1) // page_bytes * page_bytes)
+        return 0
+    if advice == MADV_POPULATE_READ or advice == MADV_POPULATE_WRITE:
+        while done < length:
+            got = ops.pin(<char*>start + done, length - done, advice == MADV_POPULATE_WRITE)
+            if got <= 0:
+                set_errno(EFAULT)
+                return -1
+            ops.unpin(<char*>start + done, <size_t>got)
+            done += <size_t>got
+        return 0
+    return madvise(start, length, advice)
+
+
 # ---- descriptors --------------------------------------------------------------------------------
 
 # A program that closes every descriptor (daemons do) would close ours: swapped memory would read as zeros, and
@@ -1585,6 +1616,7 @@ cdef void names_fill() noexcept nogil:
     name_add("sendmsg", <void*>w_sendmsg)
     name_add("sendmmsg", <void*>w_sendmmsg)
     name_add("getrandom", <void*>w_getrandom)
+    name_add("madvise", <void*>w_madvise)
     name_add("getentropy", <void*>w_getentropy)
     name_add("close", <void*>w_close)
     name_add("__close", <void*>w_close)

@@ -3,7 +3,11 @@ cdef extern from *:
     """
     #include <sys/mman.h>
     #ifndef MADV_POPULATE_WRITE         /* Linux 5.14; headers may be older */
+    #define MADV_POPULATE_READ 22
     #define MADV_POPULATE_WRITE 23
+    #endif
+    #ifndef MADV_DONTNEED_LOCKED        /* Linux 5.18 */
+    #define MADV_DONTNEED_LOCKED 24
     #endif
     #ifndef MAP_FIXED_NOREPLACE
     #define MAP_FIXED_NOREPLACE 0x100000
@@ -22,8 +26,11 @@ cdef extern from "<sys/mman.h>" nogil:
         MADV_DONTDUMP
         MADV_DONTFORK
         MADV_DONTNEED
+        MADV_DONTNEED_LOCKED
+        MADV_FREE
         MADV_HUGEPAGE
         MADV_NOHUGEPAGE
+        MADV_POPULATE_READ
         MADV_POPULATE_WRITE
         MADV_WIPEONFORK
     void* MAP_FAILED
