@@ -35,7 +35,7 @@ def digest(array: np.ndarray) -> str:
 def main() -> None:
     """Print what came out, step by step."""
     parser = ArgumentParser()
-    parser.add_argument("--depth", type=int, default=160)
+    parser.add_argument("--depth", type=int, default=80)
     parser.add_argument("--side", type=int, default=1024)
     options = parser.parse_args()
     images = stack(options.depth, options.side, np.random.default_rng(5))
