@@ -77,7 +77,7 @@ EXAMPLES = (
         "cells in images (SciPy, scikit-image)",
         ("scipy", "skimage"),
         "--depth",
-        160,
+        80,
         ("--depth", "24", "--side", "64"),
     ),
     Example(
