@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 import userswap
 from userswap.swap.map import BOUND
@@ -80,3 +85,32 @@ def run_python(
         env={**os.environ, **(environment or {}), "PYTHONPATH": os.pathsep.join(sys.path)},
         **options,
     )
+
+
+@contextlib.contextmanager
+def memory_cgroup(limit: int) -> Iterator[Path]:
+    """A memory cgroup of this machine's own kind (v1 or v2), removed after; skips where none can be."""
+    v1 = Path("/sys/fs/cgroup/memory")
+    v2 = Path("/sys/fs/cgroup")
+    if os.geteuid() != 0:
+        pytest.skip("making a memory cgroup needs root")
+    if (v1 / "memory.limit_in_bytes").exists():
+        group, setting = v1 / f"userswap-test-{os.getpid()}", "memory.limit_in_bytes"
+    elif (
+        "memory" in (v2 / "cgroup.subtree_control").read_text().split()
+        if (v2 / "cgroup.subtree_control").exists()
+        else False
+    ):
+        group, setting = v2 / f"userswap-test-{os.getpid()}", "memory.max"
+    else:
+        pytest.skip("no memory cgroup controller here")
+    group.mkdir()
+    try:
+        (group / setting).write_text(str(limit))
+        yield group
+    finally:
+        for _ in range(100):
+            with contextlib.suppress(OSError):  # the kernel takes a moment to let go of a process that has ended
+                group.rmdir()
+                break
+            time.sleep(0.05)

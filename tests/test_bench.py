@@ -378,7 +378,7 @@ def test_bad_options(words: list[str], said: str, capsys: Any) -> None:
 
 def test_which_measurement() -> None:
     assert "compare" in userswap("bench", "--help").stdout
-    assert "There is no measurement 'scan', only compare, faults, dedupe" in userswap("bench", "scan").stderr
+    assert "There is no measurement 'scan', only compare, faults, overhead, dedupe" in userswap("bench", "scan").stderr
 
 
 # ---- what is said of the figures ----
@@ -509,4 +509,38 @@ def test_bad_options_of_faults(capsys: Any) -> None:
         (["--data", "x"], "--data: there is no 'x'"),
     ):
         assert main.main(["bench", "faults", *words]) == 2
+        assert said in capsys.readouterr().err
+
+
+# ---- overhead ----
+
+
+def test_overhead_of_programs_and_of_a_start(tmp_path: Path) -> None:
+    file = tmp_path / "overhead.json"
+    programs = "scan,matrix,sort,temporaries,churn,growth"
+    done = userswap(
+        "bench", "overhead", "--program", programs, "--size", "64M", "--rounds", "1", "--json", str(file)
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    assert list(found["pairs"]) == programs.split(",")
+    for [plain, ours] in (pair for [pair] in found["pairs"].values()):
+        assert plain["result"] == ours["result"] != 0
+        assert min(plain["cpu_seconds"], ours["cpu_seconds"], plain["peak"]) > 0
+    [[plain, ours]] = found["pairs"]["scan"]
+    assert 64 * MIB < plain["peak"] < ours["peak"] < plain["peak"] + 32 * MIB
+    assert all(name in done.stdout for name in programs.split(","))
+    assert "Bars: 2% of CPU time, 0.1% of memory, 60 ms of start" in done.stdout
+    [[numpy, start]] = found["starts"]
+    assert 0 < numpy < start
+
+
+def test_bad_options_of_overhead(capsys: Any) -> None:
+    for words, said in (
+        (["--size", "1M"], "--size must be 64 MiB or more"),
+        (["--size", "9T"], "say less"),
+        (["--rounds", "0"], "--rounds must be 1 or more"),
+        (["--program", "dance"], "there is no 'dance', only scan, matrix"),
+    ):
+        assert main.main(["bench", "overhead", *words]) == 2
         assert said in capsys.readouterr().err

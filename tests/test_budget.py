@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from userswap.budget import default_budget, memory_hierarchies, memory_limits, total_ram
+from userswap.budget import counting_limit, default_budget, memory_hierarchies, memory_limits, total_ram
 from userswap.errors import BudgetError
 
 MIB = 1 << 20
@@ -88,6 +88,11 @@ def test_the_ancestor_that_leaves_least_counts(tree: Tree) -> None:
     assert budget.bytes == 3 * GIB - 2 * GIB - 3 * GIB // 10
     assert "/kubepods/pod1 " in budget.reason
     assert [limit.cgroup for limit in memory_limits(tree.root)] == ["/kubepods/pod1/box", "/kubepods/pod1"]
+    counts = counting_limit(tree.root)
+    assert counts is not None
+    assert counts.cgroup == "/kubepods/pod1"
+    tree.write("proc/meminfo", f"MemTotal: {16 * GIB // 1024} kB\nMemAvailable: {GIB // 2048} kB\n")
+    assert counting_limit(tree.root) is None, "the machine leaves less"
 
 
 def test_version_1_as_docker_mounts_it(tree: Tree) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from helpers import FOLIO, check_pool, data, fresh_pool, run_python
+from helpers import FOLIO, check_pool, data, fresh_pool, memory_cgroup, run_python
 
 MIB = 1 << 20
 
@@ -112,31 +110,6 @@ def test_a_small_budget_holds_when_several_threads_bring_windows(ram: int, kind:
     assert int(peak) <= ram * 1.02
     # beside the pool: temporary rows and stacks of the threads
     assert int(worst) <= ram * 1.02 + 3 * MIB, f"{int(worst) / MIB:.1f} MiB of RSS for a budget of {ram / MIB:.0f}"
-
-
-@contextlib.contextmanager
-def memory_cgroup(limit: int) -> Iterator[Path]:
-    """A memory cgroup of this machine's own kind (v1 or v2), removed after."""
-    v1 = Path("/sys/fs/cgroup/memory")
-    v2 = Path("/sys/fs/cgroup")
-    if os.geteuid() != 0:
-        pytest.skip("making a memory cgroup needs root")
-    if (v1 / "memory.limit_in_bytes").exists():
-        group, setting = v1 / f"userswap-test-{os.getpid()}", "memory.limit_in_bytes"
-    elif (
-        "memory" in (v2 / "cgroup.subtree_control").read_text().split()
-        if (v2 / "cgroup.subtree_control").exists()
-        else False
-    ):
-        group, setting = v2 / f"userswap-test-{os.getpid()}", "memory.max"
-    else:
-        pytest.skip("no memory cgroup controller here")
-    group.mkdir()
-    try:
-        (group / setting).write_text(str(limit))
-        yield group
-    finally:
-        group.rmdir()
 
 
 def run_in(group: Path, code: str, *args: str) -> subprocess.CompletedProcess[str]:

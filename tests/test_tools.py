@@ -108,6 +108,7 @@ def test_control_c_in_the_middle_of_faults_is_a_keyboard_interrupt() -> None:
     code = """
 import os, signal, threading, time
 import numpy as np
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with SIGINT ignored
 x = np.arange(12_000_000)
 seen = 0
 added = 0

@@ -12,14 +12,16 @@ from userswap.backends.codec cimport FOLIO_BYTES, codec_metadata
 from userswap.backends.swapfile cimport SwapFile, swapfile_delete, swapfile_new
 from userswap.memory.ahead cimport ahead_rest
 from userswap.memory.faults cimport (
-    faults_install, memory_background, memory_check, memory_compact, memory_evict, memory_holders, memory_pin,
-    memory_pool_close, memory_snapshot, memory_unpin, memory_writeback, pool_bind,
+    faults_install, memory_background, memory_check, memory_compact, memory_evict, memory_fit, memory_holders,
+    memory_pin, memory_pool_close, memory_shrink, memory_snapshot, memory_unpin, memory_writeback, pool_bind,
 )
 from userswap.memory.frames cimport frames_forbid_move
 from userswap.memory.regions cimport BUCKETS, MemoryPool, Region, arena_open, pool_get, pool_new, region_at
-from userswap.memory.stage cimport STAGE_SLOTS, stage_keep, stage_kept
-from userswap.native.us cimport us_add, us_debug, us_max, us_read
+from userswap.memory.stage cimport STAGE_SLOTS
+from userswap.memory.watcher cimport WATCHER_PIECE, watcher_rest, watcher_start
+from userswap.native.us cimport us_add, us_debug, us_max, us_read, us_write
 from userswap.reclaim.reclaim cimport reclaim_used
+from userswap.reclaim.watch cimport Watch, watch_add, watch_delete, watch_machine, watch_new
 from userswap.swap.space cimport (
     SwapSpace, space_metadata, space_dedupe, space_new, space_pool_bytes, space_slot_bytes,
     space_stored_bytes,
@@ -30,10 +32,6 @@ cdef extern from "<unistd.h>" nogil:
     int getpid()
 
 FOLIO = FOLIO_BYTES
-
-cdef enum:
-    WINDOWS_FROM = 32 << 20     # bytes of budget: with less, a window and the next one would be too much of it
-    SMALL = 128 << 20           # with less, few windows are under way at once
 
 
 def open_arena(move: bool = True) -> None:
@@ -57,6 +55,7 @@ def open_arena(move: bool = True) -> None:
 def rest() -> None:
     """The process ends: no thread of ours does anything from now on."""
     with nogil:
+        watcher_rest()
         ahead_rest()
 
 
@@ -103,19 +102,57 @@ cdef class Core:
         if dedupe and space_dedupe(space, limit) != 0:
             raise MemoryError("no memory for the index of identical folios")
         self.pool.reclaim.hard = hard
-        self.pool.run_most = STAGE_SLOTS if limit >= WINDOWS_FROM else max(1, limit // 64 // FOLIO_BYTES)
-        self.pool.small = limit < SMALL
-        # Faults of several threads at once go over the limit by a folio and its packed copy each, or by a window.
-        self.pool.reclaim.headroom = (min(8 * FOLIO_BYTES, limit // 64)
-                                      + min(self.pool.run_most * FOLIO_BYTES, limit // 32))
-        stage_keep(limit // 32)
-        self.pool.reclaim.aside = stage_kept()
-        self.pool.reclaim.slack = min(self.pool.run_most * FOLIO_BYTES, limit // 64)
-        self.pool.reclaim.least_resident = max(16 * FOLIO_BYTES, limit // 64)
         if background:
             memory_background()     # without it, every fault does its own work
         self.pool.reclaim.overhead = codec_metadata() + sizeof(MemoryPool)
         self.pool.reclaim.peak = reclaim_used(&self.pool.reclaim)
+
+    def watch(self, levels, proc: str, least: int) -> None:
+        """Have the budget follow what the machine leaves: of `levels`, pairs of version and directory of a cgroup, and
+        of what is told in `proc`; but never below `least` bytes.
+
+        Raises:
+            OSError: that can't be read, or there is no thread to be had.
+        """
+        cdef MemoryPool* p = self.alive()
+        cdef Watch* fresh = watch_new()
+        cdef int error
+        if fresh == NULL:
+            raise MemoryError("no memory for a watch")
+        for version, directory in levels:
+            watch_add(fresh, version, os.fsencode(directory))
+        error = watch_machine(fresh, os.fsencode(proc), os.fsencode(proc + "/pressure"))
+        if error == 0 and p.watch == NULL:
+            p.watch = fresh
+            p.watch_least = least
+            us_write(&p.watched, 1)
+            error = watcher_start()
+        else:
+            watch_delete(fresh)
+        if error:
+            raise OSError(-error, os.strerror(-error))
+
+    def set_limit(self, limit: int) -> None:
+        """Another budget, bytes, from now on, whatever the machine leaves. What is too much has yet to be reclaimed, by
+        `shrink`."""
+        cdef MemoryPool* p = self.alive()
+        cdef int64_t size = limit
+        pool_get(p)             # another thread may close it meanwhile
+        with nogil:
+            us_write(&p.given, size)
+            us_write(&p.watched, 0)
+            memory_fit(p, size)
+            memory_pool_close(p)
+
+    def shrink(self) -> bool:
+        """Reclaim a piece of what is beyond the budget; whether that did something, and there is more to do."""
+        cdef MemoryPool* p = self.alive()
+        cdef bint more
+        pool_get(p)
+        with nogil:
+            more = memory_shrink(p, WATCHER_PIECE)
+            memory_pool_close(p)
+        return more
 
     def __dealloc__(self):
         if self.pool != NULL:

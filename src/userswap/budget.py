@@ -12,15 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from userswap.errors import BudgetError
+from userswap.reclaim import watch
 from userswap.sizes import format_size
 
-__all__ = ["Budget", "Limit", "default_budget", "memory_limits", "total_ram"]
+__all__ = ["Budget", "Limit", "counting_limit", "default_budget", "memory_limits", "total_ram", "watched_levels"]
 
 MIB = 1 << 20
-# Beside the arrays there is the interpreter with its libraries, and page cache for the files it reads.
-LEAST_RESERVE = 64 * MIB
-RESERVED_SHARE = 10  # per cent of the limit
-MACHINE_SHARE = 75  # per cent of MemAvailable: others live on the machine too
 # With less than this a default makes no sense; who wants less asks for it with --ram.
 LEAST_BUDGET = 16 * MIB
 # cgroup v1 writes "no limit" as the largest multiple of a page; any number this large means it.
@@ -46,7 +43,7 @@ class Limit:
     @property
     def reserve(self) -> int:
         """Bytes of the limit to leave to the interpreter and to page cache."""
-        return max(LEAST_RESERVE, self.limit * RESERVED_SHARE // 100)
+        return watch.reserve(self.limit)
 
     @property
     def left(self) -> int:
@@ -72,25 +69,41 @@ def default_budget(root: Path = Path("/")) -> Budget:
 
     Raises BudgetError when that is under 16 MiB, or /proc cannot be read.
     """
-    memory = meminfo(root)
-    available = memory.get("MemAvailable", memory.get("MemFree", 0) + memory.get("Cached", 0))
+    available = available_ram(root)
     budget = Budget(
-        available * MACHINE_SHARE // 100,
-        f"{MACHINE_SHARE} % of the {format_size(available)} of RAM this machine has available",
+        available * watch.MACHINE_SHARE // 100,
+        f"{watch.MACHINE_SHARE} % of the {format_size(available)} of RAM this machine has available",
     )
-    for limit in memory_limits(root):
-        if limit.left < budget.bytes:
-            budget = Budget(
-                max(limit.left, 0),
-                f"cgroup {limit.cgroup} limits memory to {format_size(limit.limit)} ({limit.file}), of which "
-                f"{format_size(limit.used)} is in use and {format_size(limit.reserve)} is the interpreter's",
-            )
+    limit = counting_limit(root)
+    if limit is not None:
+        budget = Budget(
+            max(limit.left, 0),
+            f"cgroup {limit.cgroup} limits memory to {format_size(limit.limit)} ({limit.file}), of which "
+            f"{format_size(limit.used)} is in use and {format_size(limit.reserve)} is the interpreter's",
+        )
     if budget.bytes < LEAST_BUDGET:
         raise BudgetError(
             f"Only {format_size(budget.bytes)} of RAM is left for a budget: {budget.reason}. "
             "Raise the limit or free memory, or say how much to use, for example --ram 64M."
         )
     return budget
+
+
+def counting_limit(root: Path = Path("/")) -> Limit | None:
+    """Return the limit that the default budget comes from: the one that leaves least, if the machine leaves more.
+
+    Raises BudgetError when /proc/meminfo cannot be read.
+    """
+    tightest = min(memory_limits(root), key=lambda limit: limit.left, default=None)
+    if tightest is None or tightest.left >= available_ram(root) * watch.MACHINE_SHARE // 100:
+        return None
+    return tightest
+
+
+def available_ram(root: Path) -> int:
+    """Return the bytes of RAM that this machine has available."""
+    memory = meminfo(root)
+    return memory.get("MemAvailable", memory.get("MemFree", 0) + memory.get("Cached", 0))
 
 
 def memory_limits(root: Path = Path("/")) -> list[Limit]:
@@ -103,16 +116,32 @@ def memory_limits(root: Path = Path("/")) -> list[Limit]:
     limits = []
     for version, top, mounted_from, cgroup in memory_hierarchies(root):
         directory = inside(top, mounted_from, cgroup)
-        while True:
-            limit = limit_v2(directory) if version == 2 else limit_v1(directory)
-            if limit is not None and limit[1] < most:
+        for level in upwards(top, directory):
+            limit = watch.read_level(version, str(level), most)
+            if limit is not None:
                 # Named as seen from here: below the mount point.
-                name = "/" + "/".join(directory.relative_to(top).parts)
+                name = "/" + "/".join(level.relative_to(top).parts)
                 limits.append(Limit(name, *limit))
-            if directory == top:
-                break
-            directory = directory.parent
     return limits
+
+
+def watched_levels(root: Path = Path("/")) -> list[tuple[int, str]]:
+    """Return version and directory of every memory cgroup that this process is in, its own first.
+
+    Also those without a limit: it may get one while the program runs.
+    """
+    levels = []
+    for version, top, mounted_from, cgroup in memory_hierarchies(root):
+        levels += [(version, str(level)) for level in upwards(top, inside(top, mounted_from, cgroup))]
+    return levels
+
+
+def upwards(top: Path, directory: Path) -> Iterator[Path]:
+    """Yield `directory` and those above it, up to `top`."""
+    while directory != top:
+        yield directory
+        directory = directory.parent
+    yield top
 
 
 def memory_hierarchies(root: Path) -> Iterator[tuple[int, Path, str, str]]:
@@ -164,38 +193,6 @@ def inside(top: Path, mounted_from: str, cgroup: str) -> Path:
     return directory
 
 
-def limit_v2(directory: Path) -> tuple[str, int, int] | None:
-    """Return (file that limits, bytes allowed, bytes used) of a version 2 cgroup, None without a limit."""
-    limits = [(size, file) for file in ("memory.max", "memory.high") if (size := number(directory / file)) is not None]
-    if not limits:
-        return None
-    size, file = min(limits)
-    return file, size, in_use(directory, "memory.current", "")
-
-
-def limit_v1(directory: Path) -> tuple[str, int, int] | None:
-    """Return (file that limits, bytes allowed, bytes used) of a version 1 cgroup, None without a limit."""
-    limits = []
-    if (size := number(directory / "memory.limit_in_bytes")) is not None:
-        limits.append((size, "memory.limit_in_bytes"))
-    # Limits of cgroups above that are not visible from inside a container are only told here.
-    if (size := statistics(directory).get("hierarchical_memory_limit")) is not None:
-        limits.append((size, "memory.stat: hierarchical_memory_limit"))
-    if not limits:
-        return None
-    size, file = min(limits)
-    return file, size, in_use(directory, "memory.usage_in_bytes", "total_")
-
-
-def in_use(directory: Path, file: str, prefix: str) -> int:
-    """Return the bytes a cgroup uses, without file cache that is not mapped: the kernel drops that first."""
-    used = number(directory / file) or 0
-    stat = statistics(directory)
-    cache = stat.get(prefix + "inactive_file", 0) + stat.get(prefix + "active_file", 0)
-    mapped = stat.get("total_mapped_file" if prefix else "file_mapped", 0)
-    return max(used - max(cache - mapped, 0), 0)
-
-
 def meminfo(root: Path) -> dict[str, int]:
     """Return /proc/meminfo in bytes."""
     sizes = {}
@@ -210,12 +207,6 @@ def meminfo(root: Path) -> dict[str, int]:
             "Mount /proc, or say how much to use, for example --ram 512M."
         )
     return sizes
-
-
-def statistics(directory: Path) -> dict[str, int]:
-    """Return a cgroup's memory.stat; empty when there is none."""
-    pairs = (line.split() for line in lines(directory / "memory.stat"))
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
 
 
 def number(file: Path) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import errno
 import importlib.util
 import os
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from userswap import _core, numpy_hook
 from userswap.backends import codec
-from userswap.budget import default_budget, total_ram
+from userswap.budget import default_budget, total_ram, watched_levels
 from userswap.errors import BudgetError, MapDesignError, UnsupportedError
 from userswap.sizes import format_size, parse_size
 from userswap.swap.map import BOUND, DESIGN_NAMES, TRACED
@@ -36,6 +37,7 @@ __all__ = ["Installation", "Pool", "Stats", "install", "snapshot"]
 MOST_WORKERS = 8
 LEAST_ARRAY = 4096
 LEAST_RESIDENT = 8 << 20
+BUDGET = "the budget (ram)"
 _start_lock = threading.Lock()
 
 
@@ -163,6 +165,21 @@ def start() -> None:
         atexit.register(_core.rest)
 
 
+def least_budget() -> int:
+    """The smallest budget that works; after `start`."""
+    return LEAST_RESIDENT + codec.metadata_bytes()
+
+
+def check_budget(limit: int) -> None:
+    """Raise BudgetError if that is too small a budget."""
+    least = least_budget()
+    if limit < least:
+        raise BudgetError(
+            f"A budget of {format_size(limit)} is too small to run: the least that works is "
+            f"{format_size(-(-least // (1 << 20)) << 20)}. Give it more ram."
+        )
+
+
 def _directory(name: str) -> str:
     """Where a forked child may make a swap file of its own: beside its parent's."""
     path = Path(name).absolute()
@@ -203,7 +220,7 @@ class Pool:
 
     Args:
         ram: the budget, bytes or text such as ``"512MiB"``; None takes what the container's limit or the
-            machine leaves.
+            machine leaves, and follows that while the program runs.
         swap: a swap file ``"PATH:SIZE"``, a directory for an unlinked one, ``"none"`` for none; None makes an
             unlinked temporary file, used only when the budget does not hold what is compressed.
         min_array: from which size on `install` lets arrays live here.
@@ -235,21 +252,16 @@ class Pool:
         map_design: str = "on_demand",
     ) -> None:
         self.budget_reason: str | None = None
-        """Where the budget comes from, when it was not given."""
+        """Where the budget came from at first, when it was not given."""
         if ram is None:
             budget = default_budget()
             limit, self.budget_reason = budget.bytes, budget.reason
         else:
-            limit = parse_size(ram, "the budget (ram)")
+            limit = parse_size(ram, BUDGET)
         self.min_array = max(parse_size(min_array, "the smallest array (min_array)"), LEAST_ARRAY)
         _check_design(map_design, swap)
         start()
-        least = LEAST_RESIDENT + codec.metadata_bytes()
-        if limit < least:
-            raise BudgetError(
-                f"A budget of {format_size(limit)} is too small to run: the least that works is "
-                f"{format_size(-(-least // (1 << 20)) << 20)}. Give it more ram."
-            )
+        check_budget(limit)
         file = open_swap(swap)
         self._core = _core.Core(
             limit=limit,
@@ -266,6 +278,36 @@ class Pool:
         )
         self._handler = numpy_hook.new_handler(self._core)
         self._last: Stats | None = None
+        # USERSWAP_WATCH=0: the budget stays what it was at first, to see what that does.
+        if ram is None and os.environ.get("USERSWAP_WATCH") != "0":
+            # Where no thread can be had, or no file is left to open, it stays so, too.
+            with contextlib.suppress(OSError):
+                self._core.watch(watched_levels(), "/proc", least_budget())
+
+    @property
+    def ram(self) -> int:
+        """The budget in bytes. Set it, as ``ram`` above, while the program runs: what is too much leaves at once, and
+        from then on the budget is what was said, whatever the machine leaves.
+
+        What was made for the first budget stays: the index of identical folios, which only finds fewer of them when a
+        pool has grown, and the buffer of writeback, 1 MiB at most.
+
+        Raises, when set:
+            BadSize: a size that can't be read.
+            BudgetError: it is too small, and nothing has changed; the text says the least that works.
+            ValueError: the pool is closed.
+        """
+        return self.stats().budget_bytes
+
+    @ram.setter
+    def ram(self, size: int | str) -> None:
+        limit = parse_size(size, BUDGET)
+        check_budget(limit)
+        self._core.set_limit(limit)
+        self.budget_reason = None
+        # Piece by piece, so that Ctrl-C is heeded.
+        while self._core.shrink():
+            pass
 
     def _make(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         if self._last is not None:

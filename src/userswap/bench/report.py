@@ -9,14 +9,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from userswap.bench import bars, faults
+from userswap.bench import bars, faults, overhead
 from userswap.bench.compare import Case, Results, Sample, cases
 from userswap.bench.contenders import CONTENDERS
 from userswap.bench.runs import WITHIN
 from userswap.bench.workloads import WORKLOADS
 from userswap.sizes import format_size
 
-__all__ = ["print_faults", "print_results", "write_csv", "write_plot"]
+__all__ = ["print_faults", "print_overhead", "print_results", "write_csv", "write_plot"]
 
 MIB = 1 << 20
 
@@ -178,6 +178,43 @@ def print_faults(results: faults.Results, to: Console) -> None:
     for step, us, how in results.breakdown():
         shown.add_row(step, digits(us), how)
     to.print(shown)
+
+
+def print_overhead(results: overhead.Results, to: Console) -> None:
+    """Print what `userswap bench overhead` found."""
+    machine, options = results.machine, results.options
+    to.print(
+        f"{options.rounds} rounds, {format_size(options.size)} of arrays; {machine.processor}, {machine.processors} "
+        f"processors, Linux {machine.kernel}, huge pages {machine.huge_pages}, load {machine.load_before:.1f} before."
+    )
+    shown = Table(
+        title="Under userswap run, by without", title_justify="left", title_style="bold", box=SIMPLE_HEAD,
+        pad_edge=False,
+    )  # fmt: skip
+    for heading in ("program", "seconds", "time", "CPU", "CPU by round", "memory", "more", "memory by"):
+        shown.add_column(heading, justify="left" if heading == "program" else "right", no_wrap=True)
+    for name, pairs in results.pairs.items():
+        cpu = results.ratios(name, lambda run: run.cpu_seconds)
+        shown.add_row(
+            name,
+            f"{min(plain.seconds for plain, _ in pairs):.2f}",
+            f"{results.least(name, lambda run: run.seconds):+.1%}",
+            f"{results.least(name, lambda run: run.cpu_seconds):+.1%}",
+            f"{min(cpu):+.0%} {statistics.median(cpu):+.0%} {max(cpu):+.0%}",
+            format_size(int(statistics.median(plain.memory for plain, _ in pairs))),
+            f"{results.more_memory(name) / MIB:+.1f} MiB",
+            f"{statistics.median(results.ratios(name, lambda run: run.memory)):+.2%}",
+        )
+    to.print(shown)
+    plain, ours = (statistics.median(times) * 1e3 for times in zip(*results.starts, strict=True))
+    to.print(
+        f"Start: python with NumPy {plain:.0f} ms, userswap run -c pass {ours:.0f} ms ({results.start() * 1e3:+.0f})."
+    )
+    missed, start = results.missed(), overhead.START_BAR * 1e3
+    to.print(
+        f"Bars: {overhead.TIME_BAR:.0%} of CPU time, {overhead.MEMORY_BAR:.1%} of memory, {start:.0f} ms of start. "
+        f"{'Missed: ' + '; '.join(missed) + '.' if missed else 'All are met.'}"
+    )
 
 
 def write_csv(results: Results, path: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from userswap.cli.bench_compare import prepare_compare
 from userswap.cli.bench_dedupe import prepare_dedupe
 from userswap.cli.bench_faults import prepare_faults
+from userswap.cli.bench_overhead import prepare_overhead
 from userswap.cli.experiment import Action, find
 
 __all__ = ["prepare"]
@@ -13,6 +14,7 @@ __all__ = ["prepare"]
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], Action]]] = {
     "compare": ("the same programs in the same memory: userswap, the kernel's swap, and others", prepare_compare),
     "faults": ("how long a fault takes, by kind, and where the time goes", prepare_faults),
+    "overhead": ("what a program pays that fits into its budget, and what a start costs", prepare_overhead),
     "dedupe": ("what storing identical folios once costs, and what it saves", prepare_dedupe),
 }
 

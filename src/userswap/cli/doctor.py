@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from fcntl import ioctl
 from pathlib import Path
 
-from userswap.budget import default_budget, memory_limits
+from userswap.budget import counting_limit, default_budget, memory_limits, watched_levels
 from userswap.cli.main import Parser
 from userswap.errors import BudgetError, SwapPathError
 from userswap.sizes import format_size
@@ -312,7 +312,7 @@ def huge_pages() -> Check:
 def limits() -> list[Check]:
     """The memory limits of this process's cgroups."""
     try:
-        found = memory_limits()
+        found, counts = memory_limits(), counting_limit()
     except BudgetError as error:
         return [Check("cgroup limit", "note", str(error))]
     if not found:
@@ -321,7 +321,8 @@ def limits() -> list[Check]:
         Check(
             "cgroup limit",
             "ok",
-            f"{format_size(limit.limit)}, {format_size(limit.used)} used ({limit.file} of {limit.cgroup})",
+            f"{format_size(limit.limit)}, {format_size(limit.used)} used ({limit.file} of {limit.cgroup})"
+            + (": this one counts" if counts is not None and limit.cgroup == counts.cgroup else ""),
         )
         for limit in found
     ]
@@ -333,7 +334,11 @@ def budget() -> Check:
         found = default_budget()
     except BudgetError as error:
         return Check("default budget", "note", "none", str(error))
-    return Check("default budget", "ok", f"{format_size(found.bytes)}: {found.reason}")
+    levels = len(watched_levels())
+    watched = f"{levels} cgroup{'s'[: levels != 1]} and what the machine has available" if levels else "the machine"
+    return Check(
+        "default budget", "ok", f"{format_size(found.bytes)}: {found.reason} (followed while a program runs: {watched})"
+    )
 
 
 def swap_place() -> Check:

@@ -16,7 +16,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import CodeType, ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from userswap.cli import preload
@@ -300,7 +300,19 @@ def start(program: Program) -> None:
 
             text = textwrap.dedent(text)
         code = compile(text, "<string>", "exec", dont_inherit=True)
+        show_source(code, text)
     exec(code, module.__dict__)
+
+
+def show_source(code: CodeType, text: str) -> None:
+    """Let tracebacks show the lines of what -c was given, as those of Python 3.13 and newer do."""
+    if sys.version_info >= (3, 13):
+        import linecache
+
+        # Python's own way, which has no public name. Without it the lines are missing, no more.
+        register = getattr(linecache, "_register_code", None)
+        if register is not None:
+            register(code if sys.version_info >= (3, 14) else "<string>", text, "<string>")
 
 
 def import_from(first: str) -> None:

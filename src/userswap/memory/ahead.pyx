@@ -9,41 +9,14 @@ from libc.string cimport memset
 
 from userswap.memory.regions cimport MemoryPool, Region
 from userswap.memory.stage cimport STAGE_SLOTS
+from userswap.native.thread cimport us_thread
 from userswap.native.us cimport (
     us_add, us_assert, us_chaos, us_futex_wait, us_futex_wake, us_load32, us_lock, us_mutex, us_pause, us_read,
     us_store32,
     us_unlock, us_write,
 )
 
-cdef extern from *:
-    """
-    #include <limits.h>
-    #include <pthread.h>
-    #include <signal.h>
-
-    /* A detached thread that gets no signal but those of its own faults. */
-    static int us_thread(void *(*body)(void *)) {
-        pthread_attr_t attr;
-        pthread_t thread;
-        sigset_t mask, kept;
-        int error;
-        sigfillset(&mask);
-        sigdelset(&mask, SIGBUS);
-        sigdelset(&mask, SIGSEGV);
-        sigdelset(&mask, SIGFPE);
-        sigdelset(&mask, SIGILL);
-        sigdelset(&mask, SIGABRT);
-        pthread_attr_init(&attr);
-        pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-        pthread_attr_setstacksize(&attr, 1 << 18);
-        pthread_sigmask(SIG_SETMASK, &mask, &kept);
-        error = pthread_create(&thread, &attr, body, NULL);
-        pthread_sigmask(SIG_SETMASK, &kept, NULL);
-        pthread_attr_destroy(&attr);
-        return -error;
-    }
-    """
-    int us_thread(void* (*body)(void*) noexcept nogil) nogil
+cdef extern from "<limits.h>" nogil:
     int INT_MAX
 
 cdef extern from "<sched.h>" nogil:

@@ -19,7 +19,7 @@ cdef void memory_free(void* start) noexcept nogil
 # realloc: the same bytes in a region of another length, at a place of its own if need be. What is swapped out stays so.
 # NULL: no address space, and the region is as it was.
 cdef void* memory_resize(void* start, uint64_t bytes) noexcept nogil
-# What madvise(MADV_DONTNEED) does: the range reads as zeros from here on, and takes nothing where whole folios are in it.
+# What madvise(MADV_DONTNEED) does: the range reads as zeros from here on, and whole folios in it take nothing.
 cdef void memory_discard(void* start, size_t length) noexcept nogil
 cdef bint memory_inside() noexcept nogil        # this thread is in the middle of a transition
 # Fills a fresh region with the content of another of the same size, sharing swap ids: 0 or -errno (then part of it).
@@ -34,4 +34,10 @@ cdef int64_t memory_check(MemoryPool* pool, int64_t* states) noexcept nogil
 # Makes a prefix of the range resident and keeps it there (see PinOps in syscalls.pxd).
 cdef int64_t memory_pin(void* start, size_t length, bint writing) noexcept nogil
 cdef void memory_unpin(void* start, size_t length) noexcept nogil
+# Another budget while the program runs (pool_fit); memory_shrink then reclaims about `most` bytes: whether there is
+# more to do, and some was done.
+cdef void memory_fit(MemoryPool* pool, int64_t limit) noexcept nogil
+cdef bint memory_shrink(MemoryPool* pool, int64_t most) noexcept nogil
+# pool_next_watched, and the reference to `pool` is dropped.
+cdef MemoryPool* memory_next_watched(MemoryPool* pool) noexcept nogil
 cdef void memory_pool_close(MemoryPool* pool) noexcept nogil    # drops the Python object's reference

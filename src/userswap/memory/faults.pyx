@@ -27,7 +27,7 @@ from userswap.memory.ahead cimport (
 )
 from userswap.memory.frames cimport (
     frame_fill, frame_fill_zeros, frame_mend, frame_move_in, frame_move_out, frame_protect, frame_unprotect,
-    frame_vacate, frames_can_move, frames_reopen,
+    frame_vacate, frames_can_move, frames_free_tables, frames_reopen,
 )
 from userswap.memory.pagetable cimport (
     BUSY, CLEAN, DIRTY, EMPTY, FILED, GUARDED, PARTIAL, PIN_MASK, PIN_MAX, PIN_ONE, STAGED, SWAPPED, WAITERS, YOUNG,
@@ -35,8 +35,8 @@ from userswap.memory.pagetable cimport (
 )
 from userswap.memory.regions cimport (
     BUCKETS, PAGE_BYTES, PASSING_MOST, SCATTERED, STREAMS, MemoryPool, Region, Stream, arena_bytes, arena_end,
-    arena_end_word, arena_first_word, arena_start, folio_bytes, pool_first, pool_put, region_at, region_folios,
-    region_grow, region_new, region_of_word, region_release, region_unlink,
+    arena_end_word, arena_first_word, arena_start, folio_bytes, pool_first, pool_fit, pool_next_watched, pool_put,
+    region_at, region_folios, region_grow, region_new, region_of_word, region_release, region_unlink,
 )
 from userswap.memory.stage cimport (
     STAGE_SLOTS, stage_give, stage_moved, stage_part_give, stage_part_moved, stage_part_room, stage_renew, stage_room,
@@ -52,7 +52,8 @@ from userswap.native.us cimport (
     us_word_release, us_word_spin, us_word_wait, us_write,
 )
 from userswap.reclaim.reclaim cimport (
-    reclaim_background, reclaim_charge, reclaim_low, reclaim_short, reclaim_try, reclaim_uncharge, reclaim_write,
+    reclaim_background, reclaim_charge, reclaim_low, reclaim_short, reclaim_shrink, reclaim_try, reclaim_uncharge,
+    reclaim_used, reclaim_write,
 )
 from userswap.swap.holder cimport holder_release
 from userswap.swap.kin cimport kin_after_fork, kin_before_fork
@@ -150,6 +151,7 @@ cdef enum:
     PASSING_KEPT = 4            # windows that a scan may be at still
     FAR = 4                     # what comes back after so many times as many left as are in place is beyond hope
     SWEEP = 256                 # folios looked at for copies that are not needed, for each window that leaves
+    LEAST_ROOMY = 4 << 20       # bytes of a region; from there on NumPy asks the kernel for huge pages, too
     CHANCES = 32                # one in so many folios that should go back to the file gets a place in zswap
     SPINS = 400                 # looks at a word before sleeping: most are held for a few microseconds
     GATE_CLOSED = 1
@@ -633,8 +635,9 @@ cdef bint window_in_place(Region* region, uint64_t first, char* frames, uint64_t
     cdef uint64_t i
     cdef bint round = word_state(us_load(words)) == SWAPPED and goes_round(region, first)
     us_chaos()
-    if region.broken[first // STAGE_SLOTS]:
-        # Nothing is there, but maybe a page table: this frees it (Linux 6.14), and the window stays one piece.
+    if region.broken[first // STAGE_SLOTS] or frames_free_tables():
+        # Nothing is there, but maybe a page table, from before or by this fault: this frees it, and the window stays
+        # one piece.
         frame_vacate(folios, STAGE_SLOTS * FOLIO_BYTES)
         region.broken[first // STAGE_SLOTS] = False
     if frame_move_in(folios, frames, STAGE_SLOTS * FOLIO_BYTES) != 0:
@@ -938,6 +941,15 @@ cdef bint anywhere(Region* region, bint follows) noexcept nogil:
     return scattered >= SCATTERED
 
 
+cdef bint is_roomy(Region* region, uint64_t index) noexcept nogil:
+    """Whether a first touch shall bring the whole window that begins here, although nothing says yet that others
+    follow: what the kernel does where huge pages are wanted, and spares the five faults that find it out. Not in short
+    regions, and not as soon as half of the budget is in use: then memory that may not be wanted is too dear."""
+    cdef MemoryPool* pool = region.pool
+    return (index % STAGE_SLOTS == 0 and region.bytes >= LEAST_ROOMY and pool.run_most == STAGE_SLOTS
+            and whole_window(region, index) and reclaim_used(&pool.reclaim) < us_read(&pool.reclaim.limit) // 2)
+
+
 cdef int make_run(Region* region, uint64_t index, uint64_t word, bint writing, char* page) noexcept nogil:
     """The folio, whose BUSY the caller has set, and its neighbours if faults come in a row; a part of it if they go
     anywhere. Releases the words."""
@@ -946,6 +958,8 @@ cdef int make_run(Region* region, uint64_t index, uint64_t word, bint writing, c
     cdef bint more
     cdef bint alone = word_state(word) == SWAPPED and stage_usable() and anywhere(region, most != 0) and most == 0
     cdef uint64_t* at
+    if most >= 0 and word_state(word) == EMPTY and is_roomy(region, index):
+        most = STAGE_SLOTS
     if word & STAGED and alone:
         # Who comes by chance would make the thread go on from there, over and over.
         ahead_forget(region.pool, region, False)
@@ -1415,7 +1429,7 @@ cdef int64_t give_up_copies(MemoryPool* pool, Victim* doubtful, int count, bint 
 
 
 cdef int64_t evict(void* ctx, int64_t want, bint parts) noexcept nogil:
-    """reclaim's callback: about `want` bytes, at most a batch; more only while what it picks can't leave."""
+    """For reclaim: about `want` bytes, at most a batch; more only while what it picks can't leave."""
     cdef MemoryPool* pool = <MemoryPool*>ctx
     cdef Victim[BATCH] victims
     cdef Victim[BATCH] doubtful
@@ -1462,10 +1476,11 @@ cdef int64_t evict(void* ctx, int64_t want, bint parts) noexcept nogil:
 
 
 cdef int64_t evict_in_turn(void* ctx, int64_t want, bint parts) noexcept nogil:
-    """The same for a small pool: until a batch has gone, its packed copies are there as well. One thread's, not
-    several's."""
+    """The same; of a small pool by one thread at a time: until a batch has gone, its packed copies are there, too."""
     cdef MemoryPool* pool = <MemoryPool*>ctx
     cdef int64_t freed
+    if not pool.small:
+        return evict(pool, want, parts)
     us_lock(&pool.small_lock)
     freed = evict(pool, want, parts)
     us_unlock(&pool.small_lock)
@@ -1854,6 +1869,30 @@ cdef int64_t memory_evict(MemoryPool* pool, int64_t want) noexcept nogil:
     return done
 
 
+cdef void memory_fit(MemoryPool* pool, int64_t limit) noexcept nogil:
+    enter()
+    pool_fit(pool, limit)
+    leave()
+
+
+cdef MemoryPool* memory_next_watched(MemoryPool* pool) noexcept nogil:
+    cdef MemoryPool* next
+    enter()
+    next = pool_next_watched(pool)
+    if pool != NULL:
+        pool_put(pool)
+    leave()
+    return next
+
+
+cdef bint memory_shrink(MemoryPool* pool, int64_t most) noexcept nogil:
+    cdef bint more
+    enter()
+    more = reclaim_shrink(&pool.reclaim, most)
+    leave()
+    return more
+
+
 cdef int64_t memory_writeback(MemoryPool* pool, int64_t want) noexcept nogil:
     cdef int64_t moved
     enter()
@@ -2080,6 +2119,7 @@ cdef void after_fork_in_child() noexcept nogil:
     pool = pool_first()
     while pool != NULL:
         space_inherit(pool.swap)
+        us_write(&pool.watched, 0)      # no thread here that looks: the budget stays what it was
         region = pool.regions
         while region != NULL:
             for i in range(region_folios(region)):
@@ -2119,5 +2159,5 @@ cdef int faults_install() noexcept nogil:
 cdef void pool_bind(MemoryPool* pool, SwapSpace* swap) noexcept nogil:
     pool.swap = swap
     pool.reclaim.swap = swap
-    pool.reclaim.evict = evict_in_turn if pool.small else evict
+    pool.reclaim.evict = evict_in_turn
     pool.reclaim.ctx = pool

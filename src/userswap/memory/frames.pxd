@@ -8,6 +8,8 @@ cdef int frames_open(char* start, uint64_t length) noexcept nogil
 cdef int frames_reopen() noexcept nogil
 # Frames are moved, not copied, where the kernel can (Linux 6.8) and nobody forbids it.
 cdef bint frames_can_move() noexcept nogil
+# Whether frame_vacate of a whole window frees its page table, too (x86-64, Linux 6.14).
+cdef bint frames_free_tables() noexcept nogil
 cdef void frames_forbid_move() noexcept nogil
 # A range that is not the arena's, for frames to be moved to and from: its own misses stay the kernel's.
 cdef int frames_register_stage(char* start, uint64_t length) noexcept nogil

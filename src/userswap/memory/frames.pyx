@@ -6,10 +6,12 @@ moved, in and out, with UFFDIO_MOVE, which allocates, copies and frees nothing. 
 """
 from libc.errno cimport EAGAIN, EBUSY, EEXIST, EINVAL, ENOENT, errno
 from libc.stdint cimport int64_t, uint64_t
+from libc.stdlib cimport strtol
+from libc.string cimport strcmp
+
 from userswap.native.mman cimport (
     MADV_DONTNEED, MADV_DONTNEED_LOCKED, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, madvise, mmap, munlock,
 )
-
 from userswap.native.descriptors cimport descriptor_guard, descriptor_release
 
 cdef extern from "us.h" nogil:
@@ -70,6 +72,15 @@ cdef extern from "<unistd.h>" nogil:
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
 
+cdef extern from "<sys/utsname.h>" nogil:
+    cdef struct utsname:
+        char[65] release
+        char[65] machine
+    int uname(utsname* system)
+
+cdef enum:
+    UNKNOWN, NO, YES
+
 cdef enum:
     PAGE = 4096
     ZEROS = 1 << 16
@@ -83,6 +94,7 @@ cdef char* range_start = NULL
 cdef uint64_t range_length = 0
 cdef bint can_move = False
 cdef bint may_move = True
+cdef int tables = UNKNOWN
 cdef char* zeros = NULL         # read-only: all of it is the kernel's one zero page
 
 
@@ -135,6 +147,20 @@ cdef int frames_open(char* start, uint64_t length) noexcept nogil:
 
 cdef bint frames_can_move() noexcept nogil:
     return can_move
+
+
+cdef bint frames_free_tables() noexcept nogil:
+    global tables
+    cdef utsname system
+    cdef char* rest = NULL
+    cdef long major, minor
+    if tables == UNKNOWN:
+        tables = NO
+        if uname(&system) == 0 and strcmp(system.machine, "x86_64") == 0:
+            major = strtol(system.release, &rest, 10)
+            minor = strtol(rest + 1, NULL, 10) if rest[0] == b'.' else 0
+            tables = YES if major > 6 or (major == 6 and minor >= 14) else NO
+    return tables == YES
 
 
 cdef void frames_forbid_move() noexcept nogil:

@@ -8,6 +8,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from userswap.native.us cimport us_mutex
 from userswap.reclaim.reclaim cimport Reclaim
+from userswap.reclaim.watch cimport Watch
 from userswap.swap.space cimport CodecHint, SwapSpace
 
 cdef enum:
@@ -66,6 +67,10 @@ cdef struct MemoryPool:
     Region* copy_hand           # the next folio that is asked whether it needs its copy
     uint64_t copy_index
     MemoryPool* next            # all pools of the process, under arena_lock
+    Watch* watch                # NULL: its budget was given
+    int64_t watch_least         # bytes of budget, whatever the machine leaves
+    int64_t watched             # its budget shall follow that
+    int64_t given               # else: the budget that somebody gave it while it ran
     int64_t references          # one for each region, one for the Python object
     int64_t region_count
     int64_t virtual_bytes
@@ -107,6 +112,11 @@ cdef uint64_t folio_bytes(const Region* region, uint64_t index) noexcept nogil
 cdef uint64_t region_folios(const Region* region) noexcept nogil
 
 cdef MemoryPool* pool_new(int64_t limit) noexcept nogil          # without a swap space yet (pool_bind)
+# A budget, at first and while the program runs: sets it and what depends on it. Nothing is reclaimed here. What stays
+# as it was made for the first: the index of identical folios, and the buffer of writeback.
+cdef void pool_fit(MemoryPool* pool, int64_t limit) noexcept nogil
+# The next pool after `pool` (NULL: the first) that is watched; the caller has a reference then. NULL: there is none.
+cdef MemoryPool* pool_next_watched(MemoryPool* pool) noexcept nogil
 cdef void pool_get(MemoryPool* pool) noexcept nogil
 cdef void pool_put(MemoryPool* pool) noexcept nogil             # the last reference frees everything
 cdef MemoryPool* pool_first() noexcept nogil                    # for fork: every pool of the process

@@ -10,15 +10,17 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from userswap.backends.codec cimport FOLIO_BYTES, FOLIO_SHIFT, PARTS
-from userswap.memory.frames cimport frames_open
-from userswap.memory.stage cimport STAGE_SLOTS, stage_open
+from userswap.memory.frames cimport frames_free_tables, frames_open
+from userswap.memory.stage cimport STAGE_SLOTS, stage_keep, stage_kept, stage_open
 from userswap.native.mman cimport (
-    MADV_DONTDUMP, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE,
+    MADV_DONTDUMP, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE,
     PROT_READ, PROT_WRITE, madvise, mmap, munmap,
 )
 from userswap.native.us cimport (
-    us_add, us_assert, us_load_ptr, us_lock, us_max, us_mutex, us_store, us_store_ptr, us_unlock,
+    us_add, us_assert, us_cas, us_load_ptr, us_lock, us_max, us_mutex, us_read, us_store, us_store_ptr, us_unlock,
 )
+from userswap.reclaim.reclaim cimport reclaim_set_limit
+from userswap.reclaim.watch cimport watch_delete
 from userswap.swap.space cimport space_delete
 
 cdef enum:
@@ -29,6 +31,8 @@ cdef enum:
     MOST_REGIONS = 1 << 22
     MOST_SHIFT = 43             # 8 TiB of address space, less where the process may not have that
     LEAST_SHIFT = 30
+    WINDOWS_FROM = 32 << 20     # bytes of budget: with less, a window and the next one would be too much of it
+    SMALL = 128 << 20           # with less, few windows are under way at once
 
 arena_start = NULL
 arena_end = NULL
@@ -98,9 +102,11 @@ cdef int arena_open() noexcept nogil:
     if start == NULL:
         return -ENOMEM
     madvise(start, length + WINDOW_BYTES, MADV_DONTDUMP)
-    # Nobody but us fills it, so no huge page comes by itself; but where one could, a fault leaves no page table behind,
-    # which would keep a window that is moved there from staying a huge page.
-    madvise(start, length + WINDOW_BYTES, MADV_HUGEPAGE)
+    # Nobody but us fills it. Where a huge page could come by itself, the kernel makes one and clears it before it hears
+    # that userfaultfd wants the fault, and throws it away: 2 MiB of work for nothing, at each first fault of a window
+    # that writes. But it leaves no page table behind, which would keep a window that is moved there from staying a huge
+    # page: so it is the better choice where such a table can't be freed.
+    madvise(start, length + WINDOW_BYTES, MADV_NOHUGEPAGE if frames_free_tables() else MADV_HUGEPAGE)
     start = <char*>((<uint64_t>start + WINDOW_BYTES - 1) & ~<uint64_t>(WINDOW_BYTES - 1))
     error = frames_open(start, length)
     if error == 0:
@@ -292,12 +298,46 @@ cdef MemoryPool* pool_new(int64_t limit) noexcept nogil:
     if pool == NULL:
         return NULL
     pool.references = 1
-    pool.reclaim.limit = limit
+    pool.reclaim.aside = stage_kept()
     us_lock(&arena_lock)
     pool.next = pools
     pools = pool
     us_unlock(&arena_lock)
+    pool_fit(pool, limit)
     return pool
+
+
+cdef void pool_fit(MemoryPool* pool, int64_t limit) noexcept nogil:
+    cdef int64_t most = STAGE_SLOTS if limit >= WINDOWS_FROM else limit // 64 // FOLIO_BYTES
+    cdef int64_t least = limit
+    cdef MemoryPool* other
+    pool.run_most = <int>most if most > 1 else 1
+    pool.small = limit < SMALL
+    reclaim_set_limit(&pool.reclaim, limit, pool.run_most * FOLIO_BYTES)
+    # One stage for all: what the most modest pool has room for counts.
+    us_lock(&arena_lock)
+    other = pools
+    while other != NULL:
+        least = other.reclaim.limit if 0 < other.reclaim.limit < least else least
+        other = other.next
+    us_unlock(&arena_lock)
+    stage_keep(least // 32)
+
+
+cdef MemoryPool* pool_next_watched(MemoryPool* pool) noexcept nogil:
+    cdef MemoryPool* next
+    cdef int64_t seen
+    us_lock(&arena_lock)
+    next = pool.next if pool != NULL else pools
+    while next != NULL:
+        # Whose last reference has gone waits for the lock to be taken off the list.
+        seen = us_read(&next.references)
+        if (seen > 0 and us_read(&next.watched)
+                and us_cas(<uint64_t*>&next.references, <uint64_t>seen, <uint64_t>seen + 1)):
+            break
+        next = next.next
+    us_unlock(&arena_lock)
+    return next
 
 
 cdef void pool_get(MemoryPool* pool) noexcept nogil:
@@ -317,6 +357,7 @@ cdef void pool_put(MemoryPool* pool) noexcept nogil:
     us_unlock(&arena_lock)
     if pool.swap != NULL:
         space_delete(pool.swap)
+    watch_delete(pool.watch)
     free(pool)
 
 

@@ -17,7 +17,7 @@ cdef enum:
 cdef int stage_open() noexcept nogil
 cdef bint stage_usable() noexcept nogil
 cdef void stage_renew() noexcept nogil                          # in a forked child, which does not inherit it
-cdef void stage_keep(int64_t bytes) noexcept nogil              # at most; what the most modest pool says counts
+cdef void stage_keep(int64_t bytes) noexcept nogil              # at most; what is kept beyond that is freed
 cdef const int64_t* stage_kept() noexcept nogil                 # where it says how many bytes are kept just now
 # A frame with memory; NULL: there is none. `zeros`: it reads as zeros.
 cdef char* stage_take(bint* zeros) noexcept nogil

@@ -107,10 +107,33 @@ cdef void stage_keep(int64_t bytes) noexcept nogil:
     parts = parts if parts < STAGE_MOST_PARTS else STAGE_MOST_PARTS
     windows = windows if windows < STAGE_MOST_WINDOWS else STAGE_MOST_WINDOWS
     us_lock(&stage_lock)
-    most = frames if frames < most else most
-    most_parts = parts if parts < most_parts else most_parts
-    most_windows = windows if windows < most_windows else most_windows
+    most = frames
+    most_parts = parts
+    most_windows = windows
     us_unlock(&stage_lock)
+    trim(kept, &have, frames, 1)
+    trim(kept_windows, &have_windows, windows, STAGE_SLOTS)
+    trim(kept_parts, &have_parts, parts, 0)
+
+
+cdef void trim(Frame* those_kept, int64_t* left, int64_t goal, int count) noexcept nogil:
+    """Frees what is kept beyond `goal`: frames of `count` folios, or of one part, if that is 0."""
+    cdef char* frame
+    while True:
+        frame = NULL
+        us_lock(&stage_lock)
+        if left[0] > goal:
+            left[0] -= 1
+            frame = those_kept[left[0]]
+            count_kept()
+        us_unlock(&stage_lock)
+        if frame == NULL:
+            return
+        frame_vacate(frame, <uint64_t>count << FOLIO_SHIFT if count else PART_BYTES)
+        if count:
+            stage_moved(frame, count)
+        else:
+            stage_part_moved(frame)
 
 
 cdef char* stage_room(int count) noexcept nogil:

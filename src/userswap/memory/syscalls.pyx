@@ -1058,8 +1058,8 @@ cdef int w_getentropy(void* buffer, size_t length) noexcept nogil:
 
 # ---- wrappers: advice ---------------------------------------------------------------------------
 
-# What a program throws away may be anywhere, not only in place; and populating is a fault in the kernel. Any other advice
-# is the kernel's to take.
+# What a program throws away may be anywhere, not only in place; and populating is a fault in the kernel. Any other
+# advice is the kernel's to take.
 cdef int w_madvise(void* start, size_t length, int advice) noexcept nogil:
     cdef size_t done = 0
     cdef int64_t got

@@ -13,7 +13,7 @@ cdef struct Reclaim:
     SwapSpace* swap
     reclaim_evict evict
     void* ctx
-    int64_t limit               # the budget, bytes
+    int64_t limit               # the budget, bytes; this and the next two may change at any time (reclaim_set_limit)
     int64_t headroom            # reclaim keeps the sum this far below the limit, for what runs at the same time
     int64_t slack               # how much further down a background thread reclaims
     int64_t pressed             # charges for which it goes on, after one had to reclaim by itself
@@ -29,6 +29,11 @@ cdef struct Reclaim:
     int64_t spare_at            # ns: there was no room for what nobody needs yet, don't try before this
     bint hard                   # end the program rather than exceed the budget
 
+# The one way to set a budget, at first and while the program runs. `piece`: most bytes that come at once. More room can
+# be used at once; for less, charges make room from now on, and reclaim_shrink at once.
+cdef void reclaim_set_limit(Reclaim* r, int64_t limit, int64_t piece) noexcept nogil
+# Reclaims about `most` bytes, if more than the budget is in use. Whether there is more to do, and some was done.
+cdef bint reclaim_shrink(Reclaim* r, int64_t most) noexcept nogil
 cdef int64_t reclaim_used(Reclaim* r) noexcept nogil            # resident + pool + metadata, bytes
 # Before `bytes` more become resident: makes room. Never fails: with nowhere to go the budget is exceeded,
 # with one warning (or the program ends, if `hard`). `parts`: see reclaim_evict.

@@ -27,6 +27,8 @@ cdef enum:
     WASTE_PERCENT = 3
     COMPACT_EFFORT = 1 << 18
     WRITEBACK_BYTES = 3 << 18   # less than is gathered for one write, so that one write is enough
+    LEAST_HEADROOM = 8 << 16
+    LEAST_RESIDENT = 16 << 16
     ROUNDS = 256
     REST_NS = 5000000
     PRESSED = 4096
@@ -111,10 +113,10 @@ cdef bint resting(Reclaim* r) noexcept nogil:
     return us_read(&r.rest_until) != 0 and us_now() < us_read(&r.rest_until)
 
 
-cdef int64_t add(Reclaim* r, int64_t bytes, bint parts, bint* tried) noexcept nogil:
+cdef int64_t add(Reclaim* r, int64_t bytes, bint parts, bint* tried, bint* stuck) noexcept nogil:
     """Adds to what is resident and, if that is too much and it may, reclaims: what is used then."""
     cdef int64_t used
-    cdef bint stuck = False
+    stuck[0] = False
     us_add(&r.resident, bytes)
     us_write(&r.piece, bytes)
     used = reclaim_used(r)
@@ -122,15 +124,16 @@ cdef int64_t add(Reclaim* r, int64_t bytes, bint parts, bint* tried) noexcept no
     if tried[0]:
         us_write(&r.pressed, PRESSED)
         # What comes as one piece makes room of its size, so that pieces leave as they are.
-        used = reclaim_down_to(r, r.limit - r.headroom, bytes, ALL, parts, &stuck)
+        used = reclaim_down_to(r, r.limit - r.headroom, bytes, ALL, parts, stuck)
     return used
 
 
 cdef void reclaim_charge(Reclaim* r, int64_t bytes, bint parts) noexcept nogil:
-    cdef bint tried = False
-    cdef int64_t used = add(r, bytes, parts, &tried)
+    cdef bint tried, stuck
+    cdef int64_t used = add(r, bytes, parts, &tried, &stuck)
     if tried:
-        if used > r.limit:
+        # Not what became too much only now, because the budget was made smaller meanwhile.
+        if stuck and used > r.limit:
             over_budget(r, used)
             us_write(&r.rest_until, us_now() + REST_NS)     # trying at every fault would only slow it down
         elif us_read(&r.warned) and used < r.limit - r.headroom:
@@ -140,17 +143,34 @@ cdef void reclaim_charge(Reclaim* r, int64_t bytes, bint parts) noexcept nogil:
 
 
 cdef bint reclaim_try(Reclaim* r, int64_t bytes) noexcept nogil:
-    cdef bint tried = False
+    cdef bint tried, stuck
     cdef int64_t used
     if us_read(&r.spare_at) != 0 and us_now() < us_read(&r.spare_at):
         return False
-    used = add(r, bytes, False, &tried)
+    used = add(r, bytes, False, &tried, &stuck)
     if used > r.limit:
         us_add(&r.resident, -bytes)
         us_write(&r.spare_at, us_now() + REST_NS)
         return False
     us_max(&r.peak, used)
     return True
+
+
+cdef void reclaim_set_limit(Reclaim* r, int64_t limit, int64_t piece) noexcept nogil:
+    cdef int64_t folios = LEAST_HEADROOM if LEAST_HEADROOM < limit // 64 else limit // 64
+    # Faults of several threads at once go over the limit by a folio and its packed copy each, or by a window.
+    us_write(&r.headroom, folios + (piece if piece < limit // 32 else limit // 32))
+    us_write(&r.slack, piece if piece < limit // 64 else limit // 64)
+    us_write(&r.least_resident, LEAST_RESIDENT if LEAST_RESIDENT > limit // 64 else limit // 64)
+    us_write(&r.limit, limit)
+    us_write(&r.rest_until, 0)      # what could not be done before, maybe can now
+    us_write(&r.spare_at, 0)
+
+
+cdef bint reclaim_shrink(Reclaim* r, int64_t most) noexcept nogil:
+    cdef int64_t goal = r.limit - r.headroom
+    cdef bint stuck = False
+    return reclaim_down_to(r, goal, r.slack, most, False, &stuck) > goal and not stuck
 
 
 cdef bint reclaim_short(Reclaim* r) noexcept nogil:
