@@ -15,12 +15,13 @@ import real_programs  # noqa: E402
 from real_programs import Example, ExampleError, run_example  # noqa: E402
 
 CONSOLE = Console(width=130)
-# Takes 64 MiB, says nothing about them, and then what it is told.
+# Has 64 MiB for longer than a look at its memory is apart from the next, and then does what it is told.
 PROGRAM = """
-import os, signal, sys
+import os, signal, sys, time
 data = bytearray(int(sys.argv[2]))
 data[::4096] = b"x" * len(data[::4096])
 print("begins", flush=True)
+time.sleep(0.5)
 swapped = "userswap" in sys.modules
 {}
 """
