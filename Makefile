@@ -9,7 +9,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 SOURCES := $(shell find src -name '*.py' -o -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]') meson.build meson.options src/userswap/meson.build pyproject.toml
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: help venv demo bench test compat stress lint debug sanitize clean
+.PHONY: help venv demo bench test compat examples stress lint debug sanitize clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
@@ -43,17 +43,23 @@ test: $(BIN)/.built  ## run the tests
 
 # Other people's libraries in exact versions, and userswap as a wheel: in an environment of their own.
 COMPAT := .venv-compat
-$(COMPAT)/.built: $(BIN)/.built compat/requirements.txt
+REQUIRED := compat/requirements.txt examples/requirements.txt examples/requirements-torch.txt
+$(COMPAT)/.built: $(BIN)/.built $(REQUIRED)
 	@echo "==> setting up $(COMPAT)"
 	@$(COMPAT)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(COMPAT)
 	@$(COMPAT)/bin/python -m pip --disable-pip-version-check -q install -r compat/requirements.txt
+	@$(COMPAT)/bin/python -m pip --disable-pip-version-check -q install -r examples/requirements-torch.txt 2>/dev/null \
+	    || echo "==> going on without PyTorch: pip finds no build for processors alone (PIP_EXTRA_INDEX_URL may name PyTorch's own index)"
 	@rm -rf build/wheel
 	@$(PIP) wheel --no-build-isolation --no-deps -Cbuild-dir=build/release -w build/wheel .
 	@$(COMPAT)/bin/python -m pip --disable-pip-version-check -q install --no-deps --force-reinstall build/wheel/*.whl
 	@touch $@
 
-compat: $(COMPAT)/.built  ## other people's test suites under swapped memory (an hour; SUITES="h5py numpy:fft" for some)
+compat: $(COMPAT)/.built  ## other people's test suites under swapped memory (two hours; SUITES="h5py numpy:fft" for some)
 	@$(BIN)/python -m compat $(SUITES)
+
+examples: $(COMPAT)/.built  ## real programs in a third of the memory they need (PROGRAMS="orders stack" for some)
+	@$(COMPAT)/bin/python examples/real_programs.py $(PROGRAMS)
 
 MINUTES ?= 60
 SEED ?= 1

@@ -19,6 +19,8 @@ from compat.runner import MODES, Run, interpreter, packages, run_slice, stopping
 from compat.suites import KNOWN, SUITES, Slice, Suite
 
 AT_ONCE = 2
+# The version of what is not installed.
+MISSING = "?"
 RETRIES = 2
 
 
@@ -105,7 +107,7 @@ def version_of(suite: Suite, python: Path) -> str:
     if not suite.distribution:
         return platform.python_version()
     found = next(iter(importlib.metadata.distributions(name=suite.distribution, path=[str(packages(python))])), None)
-    return "?" if found is None else found.version
+    return MISSING if found is None else found.version
 
 
 def main() -> int:
@@ -131,6 +133,10 @@ def main() -> int:
         for part in suite.slices
         if not asked or any(one[0] == suite.name and one[2] in ("", part.name) for one in asked)
     ]
+    for suite in dict.fromkeys(suite for suite, _ in parts):
+        if version_of(suite, python) == MISSING:
+            parts = [(other, part) for other, part in parts if other != suite]
+            display.console.print(f"{suite.name} is not installed: its suite was not run.", highlight=False)
     found: list[Result] = []
     with display.progress, ThreadPoolExecutor(AT_ONCE) as pool:
         try:

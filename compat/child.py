@@ -10,6 +10,7 @@ suites use small arrays, of which the least budget would hold all. A plain run h
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pytest
 
 ADDRESS = re.compile(r"0x[0-9a-f]{4,}")
@@ -30,6 +33,9 @@ PUSH_SECONDS = 0.005
 PUSH_BYTES = 1 << 20
 WRITEBACK_EVERY = 8
 TEXT_MOST = 20_000
+# What CPython's tests of gigabytes are run with (it tries them with 5147 itself, where there is no memory): bytes of it
+# are memory that `userswap run` takes, and a list of it is megabytes.
+BIG = 300_007
 
 
 class Events:
@@ -213,6 +219,7 @@ def run_unittest(events: Events, plan: Plan, modules: list[str]) -> None:
     support.use_resources = []
     # Tests of thread pools sleep that long, five minutes as it is, if a task begins before its pool is ended.
     support.LONG_TIMEOUT = 20.0
+    support.bigmemtest = big(support.bigmemtest)
     suite = unittest.TestLoader().loadTestsFromNames(modules)
     names = Names()
     by_test: dict[int, str] = {}
@@ -232,6 +239,27 @@ def run_unittest(events: Events, plan: Plan, modules: list[str]) -> None:
     chosen = choose(suite)
     events.write(event="collected", count=chosen.countTestCases())
     chosen.run(Result(events, by_test))
+
+
+def big(bigmemtest: Callable[..., Any]) -> Callable[..., Any]:
+    """Return CPython's decorator of tests of gigabytes, with BIG as the size of those that take any."""
+
+    def decorated(size: int, memuse: float, dry_run: bool = True) -> Callable[..., Any]:
+        if not dry_run:
+            return bigmemtest(size, memuse, dry_run)  # type: ignore[no-any-return]
+
+        def decorator(test: Callable[[unittest.TestCase, int], None]) -> Callable[[unittest.TestCase], None]:
+            @functools.wraps(test)
+            def run(case: unittest.TestCase) -> None:
+                test(case, BIG)
+
+            # Some tests read what size they were meant for.
+            run.size, run.memuse = size, memuse  # type: ignore[attr-defined]
+            return run
+
+        return decorator
+
+    return decorated
 
 
 def push(stop: threading.Event) -> None:

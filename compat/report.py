@@ -25,9 +25,10 @@ INTRODUCTION = """\
 Other people's test suites, run plain and under swapped memory; only the difference counts. `make compat` runs them
 (`make compat SUITES="numpy:fft h5py"` some of them) and writes this page.
 
-Swapped means `userswap run --ram 16M --min-array 4K` (`--ram 32M` for SciPy): every array of NumPy's of a page or
-more is swapped memory. As tests use small arrays, which even that budget would hold, a thread pushes 1 MiB out up to
-two hundred times a second, and now and then all that is compressed on to the swap file. A crash or a hang is the
+Swapped means `userswap run --ram 16M --min-array 4K` (`--ram 32M` for SciPy): every array of NumPy's of a page or more
+is swapped memory, and whatever else any library allocates with `malloc` and its kin from 64 KiB on, less than which
+stays plain memory always. As tests use small arrays, which even that budget would hold, a thread pushes 1 MiB out up
+to two hundred times a second, and now and then all that is compressed on to the swap file. A crash or a hang is the
 outcome of the test that was under way, and the rest is run by a new process. What differs is run twice more in both
 ways: *worse* is what came out worse than it ever did plain, be it once; *flaky* is what is as bad plain now and then.
 *Time* is that of the swapped run against the plain one; it says what being swapped out all the time costs, nothing

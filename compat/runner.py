@@ -133,7 +133,9 @@ def run_slice(
 
 def root(part: Slice, python: Path) -> list[str]:
     """Return what makes pytest's names of tests the same wherever it runs."""
-    return ["--rootdir", str(packages(python))] if part.kind == "pytest" else []
+    if part.kind != "pytest" or "--rootdir" in part.arguments:
+        return []
+    return ["--rootdir", str(packages(python))]
 
 
 def described(status: int) -> str:

@@ -5,6 +5,7 @@ A slice is run by one process, so a crash names its slice; a slice of some thous
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 __all__ = ["KNOWN", "SUITES", "Known", "Slice", "Suite"]
 
@@ -56,6 +57,7 @@ def pytest_slices(package: str, parts: tuple[str, ...], *options: str, ram: str 
 
 
 QUICK = ("-m", "not slow")
+EVERY_LARGE = "all arrays of 4 KiB and more, and whatever else is allocated from 64 KiB on"
 
 NUMPY = Suite(
     "numpy",
@@ -81,7 +83,7 @@ NUMPY = Suite(
         ),
         *QUICK,
     ),
-    "all arrays of 4 KiB and more",
+    EVERY_LARGE,
 )
 
 CPYTHON = Suite(
@@ -90,6 +92,9 @@ CPYTHON = Suite(
     (
         Slice("array", "unittest", ("test.test_array", "test.test_memoryview", "test.test_buffer")),
         Slice("bytes", "unittest", ("test.test_bytes",)),
+        Slice("bigmem", "unittest", ("test.test_bigmem",)),
+        Slice("packing", "unittest", ("test.test_zlib", "test.test_bz2", "test.test_lzma", "test.test_hashlib")),
+        Slice("io", "unittest", ("test.test_io", "test.test_memoryio", "test.test_pickle", "test.test_marshal")),
         Slice("mmap", "unittest", ("test.test_mmap",)),
         Slice("ctypes", "unittest", ("test.test_ctypes" if sys.version_info >= (3, 12) else "ctypes.test",)),
         *(
@@ -97,8 +102,9 @@ CPYTHON = Suite(
             for way in ("fork", "forkserver", "spawn")
         ),
     ),
-    "nothing, as these tests make no arrays of NumPy's: what they show is that wrapped system calls, forks, signals "
-    "and the handler disturb nothing",
+    "what Python itself allocates from 64 KiB on: large `bytes`, `bytearray`, strings, lists, tuples, `array.array`, "
+    "ctypes' arrays. Its tests of gigabytes are run with 300,007 items. Most other tests make nothing so large: there "
+    "it is wrapped system calls, forks, signals and the handler that are shown to disturb nothing",
 )
 
 SCIPY = Suite(
@@ -111,7 +117,7 @@ SCIPY = Suite(
         # One of its tests solves with a matrix of 20 MB again and again, column by column: docs/compatibility.md.
         ram="32M",
     ),
-    "all arrays of 4 KiB and more",
+    EVERY_LARGE,
 )
 
 PANDAS = Suite(
@@ -123,7 +129,7 @@ PANDAS = Suite(
         "-m",
         "not slow and not network and not db and not single_cpu",
     ),
-    "all arrays of 4 KiB and more (what fails in both ways reads files that the wheel leaves out)",
+    f"{EVERY_LARGE} (what fails in both ways reads files that the wheel leaves out)",
 )
 
 PYARROW = Suite(
@@ -137,16 +143,38 @@ PYARROW = Suite(
             "test_io test_ipc test_csv test_feather test_memory parquet",
         ),
     ),
-    "arrays of 4 KiB and more that NumPy and pandas hand it; its own buffers are plain memory",
+    "arrays of 4 KiB and more that NumPy and pandas hand it, and its own buffers from 64 KiB on: `userswap run` tells "
+    "it to take them from the system's allocator",
 )
 
 H5PY = Suite(
     "h5py",
     "h5py",
     (Slice("all", "pytest", ("--pyargs", "h5py.tests")),),
-    "all arrays of 4 KiB and more: HDF5 reads and writes them with system calls",
+    f"{EVERY_LARGE}: HDF5 reads and writes them with system calls",
 )
 
-SUITES = (NUMPY, CPYTHON, SCIPY, PANDAS, PYARROW, H5PY)
+SKLEARN = Suite(
+    "scikit-learn",
+    "scikit-learn",
+    pytest_slices("sklearn", ("cluster", "decomposition preprocessing", "ensemble neighbors")),
+    EVERY_LARGE,
+)
+
+# Its wheel brings no tests, but the table of operators that its own are made from.
+TORCH_TESTS = Path(__file__).resolve().parent / "pytorch"
+TORCH = Suite(
+    "pytorch",
+    "torch",
+    tuple(
+        Slice(part, "pytest", ("--rootdir", str(TORCH_TESTS), str(TORCH_TESTS / f"test_{part}.py")))
+        for part in ("tensors", "operators")
+    ),
+    "tensors from 64 KiB on. The tests are ours: every elementwise operator of PyTorch's own table on a large tensor, "
+    "beside small pieces of it (those that fail in both ways are random, divide by zero, or need a GPU); autograd, "
+    "layers, optimizers, files, `DataLoader` workers, shared memory, threads",
+)
+
+SUITES = (NUMPY, CPYTHON, SCIPY, PANDAS, PYARROW, H5PY, SKLEARN, TORCH)
 
 KNOWN: tuple[Known, ...] = ()
