@@ -90,7 +90,7 @@ cdef int ahead_start(const AheadOps* ops) noexcept nogil:
 
 
 cdef bint ahead_pause() noexcept nogil:
-    # What is ASKED stays so, what is READY can be taken. The thread ends what it is at, which may be a read of the file.
+    # What is ASKED stays so, what is READY can be taken. The thread ends what it is at, maybe a read of the file.
     global running, lost
     if not running or resting:
         return False
