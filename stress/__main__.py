@@ -19,6 +19,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from userswap import _core
+
 # A round is stopped, with the stacks of its threads, when it takes so much longer than it was given.
 PATIENCE = 600
 ROUND_SECONDS = 30
@@ -58,6 +60,12 @@ def drawn(seed: int, seconds: float, directory: str) -> Round:
         environment["USERSWAP_FRAMES"] = "copy"
     if rng.random() < 0.2:
         environment["USERSWAP_READAHEAD"] = "0"
+    if rng.random() < 0.15:
+        options += ["--children", "own"]
+    delivery = rng.choices(("auto", "segv", "thread"), (75, 15, 10))[0]
+    # Not everywhere may faults be served by threads: such a round is one by signal then.
+    if delivery != "auto" and _core.probe(delivery) == 0:
+        options += ["--delivery", delivery]
     environment["MALLOC_ARENA_MAX"] = "2"
     program = ["-m", "stress.program", "--seed", str(seed), "--size", str(size), "--threads", str(rng.randrange(1, 5))]
     program += ["--seconds", f"{seconds:g}", "--directory", directory]
