@@ -622,3 +622,33 @@ check_empty(pool)
 """,
         tmp_path,
     )
+
+
+def test_each_fault_of_a_child_looked_at_everything_in_vain(tmp_path: Path) -> None:
+    """What others left a child was less than it could do with, as its data does not compress and there is no swap file:
+    no fault remembered that the one before had tried that. Took minutes, where it takes seconds."""
+    ends_well(
+        """
+signal.alarm(60)
+pool = fresh_pool("72MiB", swap="none")
+small = np.resize(np.arange(0, 120_000, dtype=np.uint32), 1 << 18).view(np.uint8)
+plain = noise(1).view(np.uint8)
+array = pool.empty((90, 1 << 20), np.uint8)
+def value(i, depth): return np.roll(plain if i % 3 else small, i * 7 + depth)
+def descend(depth):
+    for i in range(90): array[i] = value(i, depth)
+    if depth < 3:
+        child = os.fork()
+        if child == 0:
+            ok = False
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)            # a warning, as it can't keep to the budget
+            signal.alarm(60)
+            try: ok = descend(depth + 1)
+            finally: os._exit(0 if ok else 1)
+        if wait(child): return False
+    return all(np.array_equal(array[i], value(i, depth)) for i in range(90))
+os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+assert descend(0)
+""",
+        tmp_path,
+    )

@@ -28,6 +28,7 @@ cdef struct Reclaim:
     int64_t peak                # most ever of resident + pool + metadata
     int64_t failures            # charges that stayed over the budget
     int64_t warned              # 1 after the warning; 0 again when it fits
+    int64_t rest                # ns: how long to rest after the last try in vain
     int64_t rest_until          # ns: nothing could leave a moment ago, don't try before this
     int64_t spare_at            # ns: there was no room for what nobody needs yet, don't try before this
     bint hard                   # end the program rather than exceed the budget

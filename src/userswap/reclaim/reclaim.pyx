@@ -36,7 +36,8 @@ cdef enum:
     LEAST_RESIDENT = 16 << 16
     ROUNDS = 256
     WINDOWS = 4 << 20           # so much of what is inherited stays in place rather than what was stored since
-    REST_NS = 5000000
+    REST_NS = 5000000           # of rest at least after a try in vain
+    RESTS = 4                   # and so many times as long as it took: it may have been a look at everything
     PRESSED = 4096
     GIVE_WAY = 2                # for each byte that comes so many leave, above what other processes leave us
     STATUS_OVER_BUDGET = 137            # what a process ended by the OOM killer exits with
@@ -156,7 +157,7 @@ cdef bint resting(Reclaim* r) noexcept nogil:
 
 cdef int64_t add(Reclaim* r, int64_t bytes, bint parts, bint* tried, bint* stuck) noexcept nogil:
     """Adds to what is resident and, if that is too much and it may, reclaims: what is used then."""
-    cdef int64_t used, ceiling, goal
+    cdef int64_t used, ceiling, goal, begun
     stuck[0] = False
     us_add(&r.resident, bytes)
     us_add(&r.brought, bytes)
@@ -177,9 +178,13 @@ cdef int64_t add(Reclaim* r, int64_t bytes, bint parts, bint* tried, bint* stuck
             if goal > r.limit - r.headroom:
                 goal = r.limit - r.headroom
         # What comes as one piece makes room of its size, so that pieces leave as they are.
+        begun = us_now()
         used = reclaim_down_to(r, goal, bytes, ALL, parts, stuck)
-        if stuck[0] and ceiling < r.limit and used <= r.limit and us_read(&r.family.credit) == 0:
-            us_write(&r.rest_until, us_now() + REST_NS)
+        if stuck[0]:
+            us_write(&r.rest, max(<int64_t>REST_NS, RESTS * (us_now() - begun)))
+        # What others leave us is less than we can do with: it is not the time for every fault to find that out.
+        if stuck[0] and ceiling < r.limit and used <= r.limit:
+            us_write(&r.rest_until, us_now() + us_read(&r.rest))
     return used
 
 
@@ -190,7 +195,7 @@ cdef void reclaim_charge(Reclaim* r, int64_t bytes, bint parts) noexcept nogil:
         # Not what became too much only now, because the budget was made smaller meanwhile.
         if stuck and used > r.limit:
             over_budget(r, used)
-            us_write(&r.rest_until, us_now() + REST_NS)     # trying at every fault would only slow it down
+            us_write(&r.rest_until, us_now() + us_read(&r.rest))    # trying at every fault would only slow it down
         elif us_read(&r.warned) and used < r.limit - r.headroom:
             us_write(&r.warned, 0)
             us_write(&r.rest_until, 0)
