@@ -629,7 +629,7 @@ def test_each_fault_of_a_child_looked_at_everything_in_vain(tmp_path: Path) -> N
     no fault remembered that the one before had tried that. Took minutes, where it takes seconds."""
     ends_well(
         """
-signal.alarm(60)
+signal.alarm(100)
 pool = fresh_pool("72MiB", swap="none")
 small = np.resize(np.arange(0, 120_000, dtype=np.uint32), 1 << 18).view(np.uint8)
 plain = noise(1).view(np.uint8)
@@ -642,7 +642,7 @@ def descend(depth):
         if child == 0:
             ok = False
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)            # a warning, as it can't keep to the budget
-            signal.alarm(60)
+            signal.alarm(100)
             try: ok = descend(depth + 1)
             finally: os._exit(0 if ok else 1)
         if wait(child): return False
