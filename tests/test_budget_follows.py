@@ -322,6 +322,30 @@ def test_a_program_runs_in_a_limit_well_under_its_arrays(group: Path) -> None:
     assert ended(start(group, ARRAYS + CHECK, "192")) == (0, "whole\n", "")
 
 
+def test_a_budget_that_had_to_shrink_grows_again(group: Path) -> None:
+    """Other memory comes, and goes: the budget is what it was, and is used."""
+    code = f"""
+open({str(group / "cgroup.procs")!r}, "w").write("0")
+import time, numpy as np, userswap
+pool = userswap.Pool()
+before = pool.ram
+def settled(what):
+    until = time.monotonic() + 20
+    while not what() and time.monotonic() < until:
+        time.sleep(0.01)
+    return what()
+held = bytearray(100 << 20)
+print(settled(lambda: pool.ram < before - (60 << 20)))
+del held
+print(settled(lambda: pool.ram > before - (16 << 20)))
+array = pool.empty(before - (32 << 20), np.uint8)
+array[:] = 1
+print(pool.stats().resident_bytes > before - (40 << 20))
+"""
+    result = run_python(code)
+    assert (result.returncode, result.stdout) == (0, "True\nTrue\nTrue\n"), result.stderr
+
+
 PLAIN = """
 held = []
 for i in range(30):                                             # 120 MiB that are no array of ours, at 200 MB/s

@@ -34,7 +34,15 @@ class Way:
     "A signal between processes."
     def __init__(self): self.ends = os.pipe()
     def tell(self, n=1): os.write(self.ends[1], b"x" * n)
-    def hear(self): assert select.select([self.ends[0]], [], [], 60)[0] and os.read(self.ends[0], 1)
+    def hear(self):
+        end = time.monotonic() + 60
+        while not select.select([self.ends[0]], [], [], 0.1)[0]:
+            assert time.monotonic() < end, "nobody says anything"
+            try: ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError: continue
+            # Who would have said it can't any more: that is no reason to wait for a minute.
+            assert ended is None or ended.si_status in (0, signal.SIGKILL), f"a child ended with {ended.si_status}"
+        os.read(self.ends[0], 1)
 """
 
 
@@ -257,6 +265,36 @@ sys.exit(wait(child))
     )
 
 
+def test_a_fork_takes_none_of_the_descriptors_that_a_program_counts_on(tmp_path: Path) -> None:
+    """Who had closed its standard input got the family's locks in its place, and wrote over them by dup2()."""
+    ends_well(
+        """
+pool = fresh_pool("16MiB", swap=place)
+array = pool.empty((24, 1 << 17), np.int64)
+for i in range(24): array[i] = noise(i)
+out(pool)
+heard, go = Way(), Way()
+os.close(0)
+child = os.fork()
+if child == 0:
+    null = os.open("/dev/null", os.O_RDWR)
+    if null != 0: os._exit(4)
+    for fd in range(3, 16):
+        if fd not in heard.ends + go.ends: os.dup2(null, fd)
+    heard.tell(); go.hear()
+    os._exit(0 if right(array, 0, 24) else 3)
+heard.hear()
+for turn in range(1, 4):
+    for i in range(24): array[i] = noise(i + 100 * turn)
+    out(pool)
+    time.sleep(0.02)
+go.tell()
+sys.exit(wait(child))
+""",
+        tmp_path,
+    )
+
+
 RANDOM = """
 import random
 seed = int(sys.argv[1])
@@ -429,6 +467,65 @@ os.kill(worker, signal.SIGKILL)
 wait(worker)
 assert settled(lambda: read()[1] == 96 * MiB), "all of it is the parent's again"
 assert all(np.array_equal(array[i], values(i)) for i in range(128))
+""",
+        tmp_path,
+    )
+
+
+def test_who_is_short_of_memory_gets_an_equal_share_from_who_has_all_of_it(tmp_path: Path) -> None:
+    """From the first look on: not a bit at a time, as each of the two happens to stay below what it may use."""
+    ends_well(
+        BUDGET
+        + """
+pool = userswap.Pool(96 * MiB, swap=place)
+array = pool.empty((128, 1 << 17))
+for i in range(128): array[i] = values(i)
+heard = Way()
+worker = os.fork()
+if worker == 0:
+    own = pool.empty((128, 1 << 17))
+    for i in range(128): own[i] = values(i + 1000)
+    heard.tell()
+    while True:
+        for i in range(128): own[i] += 1
+heard.hear()                                    # all the while the parent had what it had before
+array[0].sum()
+time.sleep(0.02)
+array[1].sum(); array[2].sum()
+allowed = pool.stats().allowed_bytes
+os.kill(worker, signal.SIGKILL); wait(worker)
+assert allowed == 48 * MiB, allowed / MiB
+""",
+        tmp_path,
+    )
+
+
+def test_a_child_of_one_that_had_no_pool_just_then_shares_too(tmp_path: Path) -> None:
+    """Born while its parent had none, it was none of the family, and never could be: its children had whole budgets."""
+    ends_well(
+        BUDGET
+        + """
+import gc
+pool = fresh_pool("16MiB", swap=place)
+child = os.fork()
+if child == 0: os._exit(0)
+wait(child)
+pool.close(); del pool
+gc.collect()
+child = os.fork()
+if child == 0:
+    pool = userswap.Pool(64 * MiB, swap=place)
+    array = pool.empty((96, 1 << 17))
+    for i in range(96): array[i] = values(i)
+    worker = os.fork()
+    if worker == 0:
+        own = pool.empty((96, 1 << 17))
+        while True:
+            for i in range(96): own[i] = array[i % 8]
+    ok = settled(lambda: ([array[i].sum() for i in range(96)], pool.stats().allowed_bytes)[1] <= 48 * MiB)
+    os.kill(worker, signal.SIGKILL); wait(worker)
+    os._exit(0 if ok else 3)
+sys.exit(wait(child))
 """,
         tmp_path,
     )

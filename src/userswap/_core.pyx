@@ -24,6 +24,7 @@ from userswap.memory.regions cimport (
 )
 from userswap.memory.stage cimport STAGE_SLOTS
 from userswap.memory.watcher cimport WATCHER_PIECE, watcher_pause, watcher_rest, watcher_start
+from userswap.native.descriptors cimport FIRST_FD, descriptor_up
 from userswap.native.us cimport us_add, us_debug, us_max, us_read, us_write
 from userswap.reclaim.reclaim cimport reclaim_ceiling, reclaim_used
 from userswap.reclaim.watch cimport Watch, watch_add, watch_delete, watch_machine, watch_new
@@ -159,6 +160,7 @@ cdef class Core:
         name = file_name.encode(errors="replace")
         chosen = design.encode()
         if fd >= 0:
+            fd = descriptor_up(fd, FIRST_FD)
             device = swapfile_new(fd, file_limit, name)
             if device == NULL:
                 os.close(fd)

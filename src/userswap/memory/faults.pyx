@@ -2403,7 +2403,8 @@ cdef void before_fork() noexcept nogil:
     cdef MemoryPool* pool
     close_gate()
     pool = pool_first()
-    if pool != NULL:
+    # A child of the family belongs to it also if there is no pool just now: it may make one, and fork.
+    if pool != NULL or kin_me() >= 0:
         kin_before_fork()
     while pool != NULL:
         if pool.swap != NULL:           # else another thread is making it

@@ -16,7 +16,7 @@ from userswap.memory.mapped cimport (
 from userswap.native.mman cimport (
     MADV_DONTNEED, MADV_DONTNEED_LOCKED, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, madvise, mmap, munlock,
 )
-from userswap.native.descriptors cimport descriptor_guard, descriptor_release
+from userswap.native.descriptors cimport descriptor_guard, descriptor_release, descriptor_up
 
 cdef extern from "us.h" nogil:
     struct uffdio_api:
@@ -74,14 +74,12 @@ cdef extern from "us.h" nogil:
         UFFDIO_WRITEPROTECT_MODE_WP
         O_CLOEXEC
         O_NONBLOCK
-        F_DUPFD_CLOEXEC
     int ioctl(int fd, unsigned long request, ...)
     long syscall(long number, ...)
 
 cdef extern from "<fcntl.h>" nogil:
     enum:
         O_RDWR
-    int fcntl(int fd, int command, ...)
     int open(const char* path, int flags)
 
 cdef extern from "<unistd.h>" nogil:
@@ -103,9 +101,7 @@ cdef enum:
     PAGE = 4096
     ZEROS = 1 << 16
     MOVE_TRIES = 64
-    # Out of the way of programs that close the first few descriptors; below 64, because growing the descriptor
-    # table of a process with threads waits 10 ms for RCU.
-    HIGH_FD = 60
+    HIGH_FD = 60                # see native/descriptors
 
 cdef int delivery = BY_SIGNAL
 cdef int64_t most_mappings = 0
@@ -138,10 +134,7 @@ cdef int new_descriptor() noexcept nogil:
             (&errno)[0] = error
     if fresh < 0:
         return -errno
-    high = fcntl(fresh, F_DUPFD_CLOEXEC, HIGH_FD)
-    if high >= 0:
-        close(fresh)
-        fresh = high
+    fresh = descriptor_up(fresh, HIGH_FD)
     api.api = UFFD_API
     api.features = UFFD_FEATURE_PAGEFAULT_FLAG_WP
     api.features |= UFFD_FEATURE_SIGBUS if delivery == BY_SIGNAL else UFFD_FEATURE_THREAD_ID

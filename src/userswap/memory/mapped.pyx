@@ -11,7 +11,7 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcmp, memset
 
 from userswap.backends.codec cimport FOLIO_BYTES, FOLIO_SHIFT
-from userswap.native.descriptors cimport descriptor_guard, descriptor_release
+from userswap.native.descriptors cimport descriptor_guard, descriptor_release, descriptor_up
 from userswap.native.mman cimport (
     MADV_DONTNEED, MADV_NOHUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE,
     madvise, mmap, mprotect, munmap,
@@ -29,11 +29,9 @@ cdef extern from *:
         PR_SET_DUMPABLE
         O_CLOEXEC
         O_RDWR
-        F_DUPFD_CLOEXEC
     int prctl(int option, unsigned long value, unsigned long, unsigned long, unsigned long) nogil
     int open(const char* path, int flags) nogil
     int close(int fd) nogil
-    int fcntl(int fd, int command, ...) nogil
     ssize_t pwrite64(int fd, const void* data, size_t length, int64_t offset) nogil
 
 cdef enum:
@@ -77,11 +75,7 @@ cdef int open_memory() noexcept nogil:
             (&errno)[0] = high
     if fd < 0:
         return -errno
-    high = fcntl(fd, F_DUPFD_CLOEXEC, HIGH_FD)
-    if high >= 0:
-        close(fd)
-        fd = high
-    return fd
+    return descriptor_up(fd, HIGH_FD)
 
 
 cdef int write_to(int fd, char* at, const void* data, uint64_t length) noexcept nogil:

@@ -15,13 +15,12 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free, strtoll
 from libc.string cimport memchr, strlen, strncmp, strstr
 
-from userswap.native.descriptors cimport descriptor_guard, descriptor_release
+from userswap.native.descriptors cimport FIRST_FD, descriptor_guard, descriptor_release, descriptor_up
 from userswap.native.us cimport us_now
 
 cdef extern from "<fcntl.h>" nogil:
     int open(const char* path, int flags)
-    int fcntl(int fd, int command, ...)
-    int O_RDONLY, O_CLOEXEC, F_DUPFD_CLOEXEC
+    int O_RDONLY, O_CLOEXEC
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int fd, void* buffer, size_t length, int64_t offset)
@@ -32,7 +31,6 @@ cdef extern from "<stdio.h>" nogil:
 
 cdef enum:
     TEXT = 8192                 # memory.stat and meminfo are half as long
-    FIRST_FD = 20               # out of the way of programs that close the first few, and below 64: see memory/frames
     LEAST_PAUSE = 8             # ms
     MOST_PAUSE = 250
     IDLE_PAUSE = 1000
@@ -63,16 +61,13 @@ NAMES[1] = ["memory.max", "memory.high", "memory.current", "memory.stat", "memor
 cdef int open_file(const char* directory, const char* name) noexcept nogil:
     """A descriptor, which the program may not close; or -errno."""
     cdef char[4096] path
-    cdef int fd, kept
+    cdef int fd
     if name[0] == 0 or snprintf(path, sizeof(path), "%s/%s", directory, name) >= <int>sizeof(path):
         return -1
     fd = open(path, O_RDONLY | O_CLOEXEC)
     if fd < 0:
         return -errno
-    kept = fcntl(fd, F_DUPFD_CLOEXEC, <int>FIRST_FD)
-    if kept >= 0:
-        close(fd)
-        fd = kept
+    fd = descriptor_up(fd, FIRST_FD)
     descriptor_guard(fd)
     return fd
 

@@ -10,7 +10,7 @@ from libc.errno cimport EMFILE, ENOMEM, errno
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdio cimport snprintf
 
-from userswap.native.descriptors cimport descriptor_guard, descriptor_release
+from userswap.native.descriptors cimport FIRST_FD, descriptor_guard, descriptor_release, descriptor_up
 from userswap.native.mman cimport (
     MADV_DONTDUMP, MADV_REMOVE, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE, madvise,
     mmap, munmap,
@@ -109,6 +109,7 @@ cdef int take_row(int* fd) noexcept nogil:
     fd[0] = open(path, O_RDWR | O_CLOEXEC)
     if fd[0] < 0:
         return -errno
+    fd[0] = descriptor_up(fd[0], FIRST_FD)
     for row in range(KIN_MOST):
         if row != me and kin_lock(fd[0], row, True) == 0:
             # A child that closed it by accident would be taken for gone, and its slots be written over.
@@ -135,6 +136,7 @@ cdef int begin() noexcept nogil:
     family_fd = memfd_create("userswap-kin", MFD_CLOEXEC)
     if family_fd < 0:
         return -errno
+    family_fd = descriptor_up(family_fd, FIRST_FD)
     family = <Family*>share(sizeof(Family))
     if family == NULL:
         close(family_fd)

@@ -28,6 +28,7 @@ from userswap.backends.zswap cimport (
     zswap_metadata, zswap_new, zswap_objects, zswap_resize, zswap_room, zswap_set_owner, zswap_set_owner_cold,
     zswap_stored,
 )
+from userswap.native.descriptors cimport FIRST_FD, descriptor_up
 from userswap.native.mman cimport (
     MADV_DONTDUMP, MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE,
     PROT_READ, PROT_WRITE, madvise, mmap, munmap,
@@ -236,6 +237,7 @@ cdef void open_own(SwapSpace* s) noexcept nogil:
         fd = open(s.directory, O_TMPFILE | O_RDWR | O_CLOEXEC | O_DIRECT, 0o600)
         if fd < 0:
             fd = open(s.directory, O_TMPFILE | O_RDWR | O_CLOEXEC, 0o600)
+        fd = descriptor_up(fd, FIRST_FD)
         device = swapfile_new(fd, s.file_limit, s.directory) if fd >= 0 else NULL
         if device == NULL:
             device_failed(s, -ENOMEM if fd >= 0 else -errno)
