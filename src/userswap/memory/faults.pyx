@@ -146,11 +146,14 @@ cdef extern from *:
         return -1;
     }
 
-    /* How often in a row this thread faulted at an address where there was nothing to do. */
+    /* How often in a row this thread faulted at an address where there was nothing to do. In a row: that it has read
+     * there in the meantime can't be seen, but takes longer than to come back at once. */
+    #define US_AT_ONCE 1000000
     static __thread const void *us_idle_at;
     static __thread int us_idle_times;
     static int us_idle(const void *at) {
-        us_idle_times = at == us_idle_at ? us_idle_times + 1 : 1;
+        int64_t now = us_now();
+        us_idle_times = at == us_idle_at && now - us_idle_since < US_AT_ONCE ? us_idle_times + 1 : 1;
         us_idle_at = at;
         return us_idle_times;
     }
@@ -1212,9 +1215,11 @@ cdef int try_fault(Region* region, uint64_t index, int writing, char* page) noex
         held = (word | BUSY) & ~<uint64_t>WAITERS
         if state == EMPTY or state == SWAPPED:
             if us_cas(at, word, held):
+    cdef bint waited = False
                 return make_run(region, index, held, writing == 1, page)
         elif word_partial(word):
             if us_cas(at, word, held):
+            waited = True
                 return part_fault(region, index, held, page, writing == 1)
         elif state == CLEAN and writing == 1:
             if us_cas(at, word, held):
@@ -1229,7 +1234,7 @@ cdef int try_fault(Region* region, uint64_t index, int writing, char* page) noex
             if state == CLEAN and (missing == 1 or (missing == 0 and writing < 0)):
                 return make_dirty(region, index, held)
             us_word_release(at, held & ~<uint64_t>BUSY, WAITERS)
-            return missing if missing < 0 else IDLE if right else 0
+            return missing if missing < 0 else IDLE if right and not waited else 0
 
 
 # ---- swap-out ----
