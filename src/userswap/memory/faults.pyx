@@ -1504,7 +1504,8 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
         if staged != NULL:
             stage_give(staged + (<uint64_t>first << FOLIO_SHIFT), i - first, whole)
         elif frame_vacate(folio_at(region, victims[first].index), gone) != 0:
-            # Mappings are short. It is in place, protected, and its id has its bytes.
+            # Mappings are short. It is in place still, but a part of it may be hidden: that can't be read by who has it
+            # BUSY, and stays until somebody faults there.
             us_assert(frames_mapped(), "vacating a folio that is in place works")
             while first < i:
                 region.sums[victims[first].index] = sum_folio(folio_at(region, victims[first].index),
