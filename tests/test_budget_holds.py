@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers import FOLIO, check_pool, data, fresh_pool, memory_cgroup, run_python
+from helpers import DELIVERY, FOLIO, check_pool, data, fresh_pool, memory_cgroup, run_python
 
 MIB = 1 << 20
 
@@ -105,7 +105,7 @@ def test_a_small_budget_holds_when_several_threads_bring_windows(ram: int, kind:
     worst, peak, over, faults, readahead, wrong = result.stdout.split()
     assert (wrong, over) == ("0", "0")
     assert float(faults) < 0.5, "windows come in one piece"
-    if len(os.sched_getaffinity(0)) > 1:
+    if len(os.sched_getaffinity(0)) > 1 and DELIVERY != "segv":
         assert int(readahead) > 0
     assert int(peak) <= ram * 1.02
     # beside the pool: temporary rows and stacks of the threads

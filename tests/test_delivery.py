@@ -413,7 +413,96 @@ check_empty(pool)
     )
 
 
+# One in ten changes of protection that take something away stops half way, as one of several mappings can.
+HALF_WAY = r"""
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdint.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+static int hidden(char *page) {
+    char byte;
+    struct iovec to = {&byte, 1}, from = {page, 1};
+    return process_vm_readv(getpid(), &to, 1, &from, 1, 0) != 1;
+}
+int mprotect(void *at, size_t length, int prot) {
+    static unsigned times;
+    if (length > 4096 && length < (64u << 20) && (uintptr_t)at % 65536 == 0 && !(prot & PROT_WRITE)
+        && !(prot == PROT_NONE && hidden((char *)at + length - 4096)) && ++times % 10 == 0) {
+        syscall(SYS_mprotect, at, (length / 2 + 4095) & ~(size_t)4095, prot);
+        errno = ENOMEM;
+        return -1;
+    }
+    return (int)syscall(SYS_mprotect, at, length, prot);
+}
+"""
+
+
+def test_what_was_hidden_half_way_is_not_looked_at_by_who_has_it(tmp_path: Path) -> None:
+    """It was, for its sum, by the thread that had the folio BUSY and then waited for itself."""
+    if not shutil.which("cc"):
+        pytest.skip("no C compiler to build the library that stops half way")
+    (tmp_path / "half.c").write_text(HALF_WAY)
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", tmp_path / "half.so", tmp_path / "half.c"], check=True)
+    right(
+        """
+pool = fresh_pool(swap="none")
+pages, wrong = pool.zeros((400, FOLIO // 8), np.int64), []
+def work(first):
+    turns = {}
+    for i in np.random.default_rng(first).integers(0, 100, 600).tolist():
+        i = 4 * i + first
+        if not (pages[i] == turns.get(i, 0) * (i + 1)).all(): wrong.append(i)
+        pages[i] += i + 1
+        turns[i] = turns.get(i, 0) + 1
+threads = [threading.Thread(target=work, args=[first]) for first in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+out(pool)
+assert not wrong and pool.stats().swap_outs > 400
+check_pool(pool)
+""",
+        "segv",
+        LD_PRELOAD=str(tmp_path / "half.so"),
+    )
+
+
 # ---- fork ----
+
+
+def test_a_clone_that_no_fork_handler_heard_of_does_not_write_to_its_parents_memory() -> None:
+    """Its descriptor is its parent's /proc/self/mem: what it brought in overwrote what its parent had in place."""
+    number = {"x86_64": 56, "aarch64": 220}.get(platform.machine())
+    if number is None:
+        pytest.skip("clone has another number here")
+    result = run(
+        f"NUMBER = {number}"
+        """
+pool = fresh_pool(swap="none")
+array = pool.array(data("small", 64 * FOLIO, 1))
+kept = pool.zeros(FOLIO, np.uint8); kept[:] = 5
+out(pool); pool.evict()
+unused = pool.empty(FOLIO, np.uint8)
+assert kept[0] == 5
+before, after = os.pipe()
+child = libc.syscall(NUMBER, 17, 0, 0, 0, 0)            # SIGCHLD
+if child == 0:
+    os.read(before, 1)
+    kept[1] = unused[0] = 6                             # what it has is its own
+    os._exit(3 if kept[0] == 5 and kept[1] == 6 and int(array[0]) >= 0 else 4)
+array[:] = 9; kept[:] = 8
+os.write(after, b"x")
+status = os.waitpid(child, 0)[1]
+assert (array == 9).all() and (kept == 8).all()
+print(os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGBUS)
+check_pool(pool)
+""",
+        "segv",
+    )
+    assert (result.returncode, result.stdout) == (0, "True\n"), result.stderr
+    assert "was swapped out when this process was cloned, without fork()" in result.stderr
 
 
 @pytest.mark.parametrize("way", ["thread", "segv"])

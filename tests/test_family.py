@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers import run_python
+from support import only_moved
 
 PRELUDE = """
 import os, select, signal, sys, time, numpy as np, userswap
@@ -540,6 +541,7 @@ def test_how_children_share_is_one_of_two_words() -> None:
     assert "--children" in result.stderr
 
 
+@only_moved
 def test_a_forked_child_reads_ahead_once_it_has_use_for_it(tmp_path: Path) -> None:
     """It had no thread for that: it was its parent's, and a fault's handler can't make one."""
     ends_well(

@@ -560,6 +560,7 @@ ssize_t preadv64(int fd, const struct iovec *parts, int n, off64_t at) { return 
 """
 
 
+@only_moved
 @pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler to build the library that cuts requests short")
 def test_what_can_not_be_read_together_is_read_one_by_one(tmp_path: Path) -> None:
     (tmp_path / "short.c").write_text(SHORT)
@@ -631,6 +632,7 @@ print("went on", flush=True)
     assert "Input/output error. The program ends here." in result.stderr
 
 
+@only_moved
 def test_a_scan_downwards_brings_whole_windows() -> None:
     """A partition of a sort reads from both ends: what came from above must not pass for access anywhere."""
     pool = fresh_pool(RAM)
@@ -719,6 +721,7 @@ def passes(pool: Any, memory: Pages, folios: range, count: int) -> list[int]:
     return came
 
 
+@only_moved
 def test_of_what_is_gone_over_again_and_again_a_part_stays() -> None:
     """Whoever lets go what was used longest ago lets go what is wanted next, and brings all of it, each time."""
     pool = fresh_pool("128MiB")
@@ -738,6 +741,7 @@ def test_of_what_is_gone_over_again_and_again_a_part_stays() -> None:
     check_empty(pool)
 
 
+@only_moved
 def test_what_is_dead_does_not_stay_for_ever_while_others_go_round() -> None:
     pool = fresh_pool("128MiB")
     memory = filled(pool)

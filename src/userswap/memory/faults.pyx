@@ -11,7 +11,7 @@ Deadlock: a thread that owns a BUSY folio waits only for (1) entry locks, whose 
 (2) workers, whose owners wait for entry locks at most. It never waits for another BUSY word: reclaim skips
 what is busy. `reclaim_charge` runs before a worker is taken, because eviction takes one of its own.
 """
-from libc.errno cimport EAGAIN, EEXIST, EFAULT, EINVAL, ENOMEM, ENXIO, errno
+from libc.errno cimport EAGAIN, EEXIST, EFAULT, EINVAL, ENOMEM, ENXIO, ESRCH, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport qsort
@@ -26,9 +26,10 @@ from userswap.memory.ahead cimport (
     ahead_help, ahead_helped, ahead_open, ahead_renew, ahead_running, ahead_start, ahead_take,
 )
 from userswap.memory.frames cimport (
-    BY_SEGV, BY_SIGNAL, BY_THREAD, frame_fill, frame_fill_zeros, frame_mend, frame_move_in, frame_move_out,
-    frame_poison, frame_protect, frame_right, frame_unprotect, frame_vacate, frame_wake, frames_can_move,
-    frames_delivery, frames_free_tables, frames_full, frames_mapped, frames_reopen, frames_unit,
+    BY_SEGV, BY_SIGNAL, BY_THREAD, frame_expose, frame_fill, frame_fill_zeros, frame_mend, frame_move_in,
+    frame_move_out, frame_poison, frame_protect, frame_right, frame_unprotect, frame_vacate, frame_wake,
+    frames_can_move, frames_delivery, frames_free_tables, frames_full, frames_mapped, frames_ours, frames_reopen,
+    frames_unit,
 )
 from userswap.memory.pagetable cimport (
     BUSY, CLEAN, DIRTY, EMPTY, FILED, GUARDED, PARTIAL, PIN_MASK, PIN_MAX, PIN_ONE, STAGED, SWAPPED, WAITERS, YOUNG,
@@ -146,12 +147,17 @@ cdef extern from *:
         return -1;
     }
 
-    /* How often in a row this thread faulted at an address where there was nothing to do. */
+    /* How often in a row this thread faulted at an address where there was nothing to do. In a row: that it has read
+     * there in the meantime can't be seen, but takes longer than to come back at once. */
+    #define US_AT_ONCE 1000000
     static __thread const void *us_idle_at;
     static __thread int us_idle_times;
+    static __thread int64_t us_idle_since;
     static int us_idle(const void *at) {
-        us_idle_times = at == us_idle_at ? us_idle_times + 1 : 1;
+        int64_t now = us_now();
+        us_idle_times = at == us_idle_at && now - us_idle_since < US_AT_ONCE ? us_idle_times + 1 : 1;
         us_idle_at = at;
+        us_idle_since = now;
         return us_idle_times;
     }
     static void us_not_idle(void) { us_idle_at = NULL; }
@@ -1174,12 +1180,26 @@ cdef int make_dirty(Region* region, uint64_t index, uint64_t word) noexcept nogi
     return error
 
 
+cdef int stranger_fault(Region* region, uint64_t index) noexcept nogil:
+    """In a process that came of a clone which no handler heard of. It has its parent's memory as it was, but must not
+    evict (swap files are its parent's), and what is swapped out it can't have: 0 or -ESRCH."""
+    cdef uint64_t word = us_load(&region.words[index])
+    if word_state(word) == SWAPPED or (word & BUSY and word_resident(word)):
+        return -ESRCH
+    if frame_expose(folio_at(region, index), folio_bytes(region, index)) != 0:
+        return -ENOMEM
+    us_store(&region.words[index], word_make(DIRTY, 0) | (word & PIN_MASK))
+    return 0
+
+
 cdef int folio_fault(Region* region, uint64_t index, int writing, char* page) noexcept nogil:
     """Makes a folio accessible: resident, and DIRTY if `writing` (1; 0 reading, -1 not known). `page`: where the
     fault was, NULL when there was none (pinning). -errno, or 0, which may need another try by the caller; or IDLE:
     there was nothing to do."""
     cdef int tries = 0
     cdef int error
+    if not frames_ours():
+        return stranger_fault(region, index)
     while True:
         error = try_fault(region, index, writing, page)
         if error != -ENOMEM or not frames_mapped() or tries == TRIES:
@@ -1195,9 +1215,11 @@ cdef int try_fault(Region* region, uint64_t index, int writing, char* page) noex
     cdef uint64_t word, held
     cdef int state, missing
     cdef bint right
+    cdef bint waited = False
     while True:
         word = us_load(at)
         if word & BUSY:
+            waited = True
             if page != NULL and us_self_reading(folio_at(region, index)):
                 # This thread is swapping this very folio out and found a page of it missing: the program
                 # has thrown it away with madvise. It reads as zeros, as the program was promised; protected if
@@ -1229,7 +1251,7 @@ cdef int try_fault(Region* region, uint64_t index, int writing, char* page) noex
             if state == CLEAN and (missing == 1 or (missing == 0 and writing < 0)):
                 return make_dirty(region, index, held)
             us_word_release(at, held & ~<uint64_t>BUSY, WAITERS)
-            return missing if missing < 0 else IDLE if right else 0
+            return missing if missing < 0 else IDLE if right and not waited else 0
 
 
 # ---- swap-out ----
@@ -1499,13 +1521,13 @@ cdef int64_t vacate_run(MemoryPool* pool, Worker* worker, Victim* victims, int c
         if staged != NULL:
             stage_give(staged + (<uint64_t>first << FOLIO_SHIFT), i - first, whole)
         elif frame_vacate(folio_at(region, victims[first].index), gone) != 0:
-            # Mappings are short. It is in place, protected, and its id has its bytes.
+            # Mappings are short. It is in place still, but a part of it may be hidden: that can't be read by who has it
+            # BUSY, and stays until somebody faults there.
             us_assert(frames_mapped(), "vacating a folio that is in place works")
+            frame_unprotect(folio_at(region, victims[first].index), gone)
             while first < i:
-                region.sums[victims[first].index] = sum_folio(folio_at(region, victims[first].index),
-                                                              folio_bytes(region, victims[first].index))
                 us_word_release(&region.words[victims[first].index],
-                                word_make(CLEAN, word_id(victims[first].next)) | GUARDED | YOUNG, WAITERS)
+                                without_copy(pool, word_id(victims[first].next)) | YOUNG, WAITERS)
                 first += 1
             continue
         freed += <int64_t>gone
@@ -1715,7 +1737,11 @@ cdef void explain(Region* region, uint64_t index, int error, bint fatal) noexcep
     cdef int n
     if region.pool.swap.devices[0] != NULL:
         device = swapfile_name(region.pool.swap.devices[0])
-    if error == -ENXIO:
+    if error == -ESRCH:
+        n = snprintf(text, sizeof(text),
+                     "userswap: folio %llu of the region at %p was swapped out when this process was cloned, without "
+                     "fork(), and is out of reach. %s\n", <unsigned long long>index, region.base, ending)
+    elif error == -ENXIO:
         n = snprintf(text, sizeof(text),
                      "userswap: folio %llu of the region at %p is in the swap file %s of a process that this one was "
                      "forked from, and is out of reach. %s\n",

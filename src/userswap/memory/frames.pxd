@@ -27,6 +27,10 @@ cdef void frames_forbid_move() noexcept nogil
 cdef bint frames_mapped() noexcept nogil
 cdef int frames_unit(int most) noexcept nogil
 cdef bint frames_full() noexcept nogil
+# False in a process that was cloned without a fork handler of ours having run, where what was open is its parent's. It
+# may see what is there, or was never used, as it is: frame_expose.
+cdef bint frames_ours() noexcept nogil
+cdef int frame_expose(char* at, uint64_t length) noexcept nogil
 # A range that is not the arena's, for frames to be moved to and from: its own misses stay the kernel's.
 cdef int frames_register_stage(char* start, uint64_t length) noexcept nogil
 # Bytes into a range that is not there: atomic for every other thread. `protect`: write-protected from the start.

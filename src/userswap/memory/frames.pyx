@@ -10,8 +10,8 @@ from libc.stdlib cimport strtol
 from libc.string cimport strcmp
 
 from userswap.memory.mapped cimport (
-    mapped_fill, mapped_fill_zeros, mapped_full, mapped_hide, mapped_mend, mapped_open, mapped_probe, mapped_protect,
-    mapped_reopen, mapped_right, mapped_unit, mapped_unprotect,
+    mapped_expose, mapped_fill, mapped_fill_zeros, mapped_full, mapped_hide, mapped_mend, mapped_open, mapped_ours,
+    mapped_probe, mapped_protect, mapped_reopen, mapped_right, mapped_unit, mapped_unprotect,
 )
 from userswap.native.mman cimport (
     MADV_DONTNEED, MADV_DONTNEED_LOCKED, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, madvise, mmap, munlock,
@@ -229,6 +229,14 @@ cdef int frames_unit(int most) noexcept nogil:
 
 cdef bint frames_full() noexcept nogil:
     return delivery == BY_SEGV and mapped_full()
+
+
+cdef bint frames_ours() noexcept nogil:
+    return delivery != BY_SEGV or mapped_ours()
+
+
+cdef int frame_expose(char* at, uint64_t length) noexcept nogil:
+    return mapped_expose(at, length)
 
 
 cdef bint frames_can_move() noexcept nogil:

@@ -11,6 +11,10 @@ cdef int mapped_probe() noexcept nogil              # can this process do it?
 # Takes the range, all of which is accessible and untouched. `most`: mappings that we may cause.
 cdef int mapped_open(char* start, uint64_t length, int64_t most) noexcept nogil
 cdef int mapped_reopen() noexcept nogil             # in a forked child
+# Whether this is the process that opened it, or shares its memory: another one would write to its parent's. What that
+# can have without writing is shown to it, past the books.
+cdef bint mapped_ours() noexcept nogil
+cdef int mapped_expose(char* at, uint64_t length) noexcept nogil
 cdef int mapped_fill(char* at, const void* data, uint64_t length, bint protect) noexcept nogil
 cdef int mapped_fill_zeros(char* at, uint64_t length) noexcept nogil    # of what is missing, so nothing is written
 cdef int mapped_protect(char* at, uint64_t length) noexcept nogil

@@ -6,15 +6,15 @@ who holds it may wait for the kernel's lock of the address space, which nobody k
 A write to /proc/self/mem goes to pages that no thread can see (FOLL_FORCE), which is what makes filling atomic; they
 become visible when the protection is lifted.
 """
-from libc.errno cimport EACCES, EINTR, EIO, ENOMEM, errno
+from libc.errno cimport EACCES, EINTR, EIO, ENOMEM, ESRCH, errno
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcmp, memset
 
 from userswap.backends.codec cimport FOLIO_BYTES, FOLIO_SHIFT
 from userswap.native.descriptors cimport descriptor_guard, descriptor_release, descriptor_up
 from userswap.native.mman cimport (
-    MADV_DONTNEED, MADV_NOHUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE,
-    madvise, mmap, mprotect, munmap,
+    MADV_DONTNEED, MADV_NOHUGEPAGE, MADV_WIPEONFORK, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ,
+    PROT_WRITE, madvise, mmap, mprotect, munmap,
 )
 from userswap.native.us cimport us_lock, us_mutex, us_read, us_unlock, us_write
 
@@ -50,6 +50,7 @@ cdef enum:
     LEAST = 32                  # that we get along with
 
 cdef int memory = -1            # /proc/self/mem
+cdef uint64_t* ours = NULL      # a page that a clone with memory of its own finds empty: not so a child of vfork
 cdef char* range_start = NULL
 cdef uint64_t range_length = 0
 cdef us_mutex books_lock
@@ -126,7 +127,7 @@ cdef void keep_spare() noexcept nogil:
 
 
 cdef int mapped_open(char* start, uint64_t length, int64_t most) noexcept nogil:
-    global memory, range_start, range_length, books, most_mappings
+    global memory, range_start, range_length, books, most_mappings, ours
     cdef void* table
     if books == NULL:
         table = mmap(NULL, length >> FOLIO_SHIFT, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
@@ -134,10 +135,19 @@ cdef int mapped_open(char* start, uint64_t length, int64_t most) noexcept nogil:
         if table == MAP_FAILED:
             return -errno
         books = <uint8_t*>table
+    if ours == NULL:
+        table = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        if table == MAP_FAILED:
+            return -errno
+        if madvise(table, PAGE, MADV_WIPEONFORK) != 0:
+            munmap(table, PAGE)
+            return -errno
+        ours = <uint64_t*>table
     memory = open_memory()
     if memory < 0:
         return memory
     descriptor_guard(memory)
+    ours[0] = 1
     range_start = start
     range_length = length
     most_mappings = most
@@ -232,6 +242,7 @@ cdef int mapped_reopen() noexcept nogil:
     if memory < 0:
         return memory
     descriptor_guard(memory)
+    ours[0] = 1
     i = 0
     # The books of all address space are long, and mostly never touched: no further than there is something in them.
     while left > 0 and i + 1 < folios:
@@ -246,8 +257,17 @@ cdef int mapped_reopen() noexcept nogil:
 
 # ---- what frames asks ----
 
+cdef bint mapped_ours() noexcept nogil:
+    return ours[0] != 0
+
+
+cdef int mapped_expose(char* at, uint64_t length) noexcept nogil:
+    # Not written down: another thread may have had the lock when this process began.
+    return 0 if mprotect(at, length, PROT_READ | PROT_WRITE) == 0 else -errno
+
+
 cdef int mapped_fill(char* at, const void* data, uint64_t length, bint protect) noexcept nogil:
-    cdef int error = write_to(memory, at, data, length)
+    cdef int error = write_to(memory, at, data, length) if mapped_ours() else -ESRCH
     return error if error else apply(at, length, READABLE if protect else WRITABLE)
 
 
