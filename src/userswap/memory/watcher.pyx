@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t
 
 from userswap.memory.faults cimport memory_fit, memory_next_watched, memory_shrink
 from userswap.memory.regions cimport MemoryPool
-from userswap.native.descriptors cimport descriptor_guard, descriptor_release
+from userswap.native.descriptors cimport FIRST_FD, descriptor_guard, descriptor_release, descriptor_up
 from userswap.native.thread cimport pthread_join, pthread_t, us_thread
 from userswap.native.us cimport us_add, us_now, us_read, us_write
 from userswap.reclaim.reclaim cimport reclaim_settle, reclaim_used
@@ -104,6 +104,7 @@ cdef int make_bell() noexcept nogil:
     bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     if bell < 0:
         return -errno
+    bell = descriptor_up(bell, FIRST_FD)
     descriptor_guard(bell)
     bell_of = getpid()
     return 0
