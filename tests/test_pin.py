@@ -4,8 +4,7 @@ import ctypes
 import gc
 import os
 import threading
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from userswap import BudgetError, Pool
 
 MIB = 1 << 20
 EFAULT = 14
-SYS_PROCESS_VM_READV = 310  # x86-64; the tests that use it are left out elsewhere
 # Found once, through ctypes: no import table leads to it, so no wrapper either.
 raw_syscall = ctypes.CDLL(None, use_errno=True).syscall
 raw_syscall.restype = ctypes.c_long
@@ -46,6 +44,19 @@ def kernel_reads(array: np.ndarray[Any, Any]) -> bool:
     finally:
         os.close(read_end)
         os.close(write_end)
+
+
+def ends_well(fork: Callable[[], int], in_child: Callable[[], None]) -> None:
+    """A child, made by `fork`, does something; nothing it asserts may be false."""
+    child = fork()
+    if child == 0:
+        status = 1
+        try:
+            in_child()
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 @x86
@@ -152,21 +163,17 @@ def test_a_forked_child_has_the_pins_of_its_parent_and_lets_them_go_for_itself(p
     x = pool.array(np.arange(MIB, dtype="u8"))
     held = userswap.pin(x)
     with held:
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                pool.evict()
-                assert kernel_reads(x)
-                held.__exit__(None, None, None)
-                pool.evict()
-                assert not kernel_reads(x)
-                assert (x == np.arange(MIB, dtype="u8")).all()
-                assert pool._core.check()["wrong"] == 0
-                status = 0
-            finally:
-                os._exit(status)
-        assert os.waitpid(child, 0)[1] == 0
+
+        def in_child() -> None:
+            pool.evict()
+            assert kernel_reads(x)
+            held.__exit__(None, None, None)
+            pool.evict()
+            assert not kernel_reads(x)
+            assert (x == np.arange(MIB, dtype="u8")).all()
+            assert pool._core.check()["wrong"] == 0
+
+        ends_well(os.fork, in_child)
         pool.evict()
         assert kernel_reads(x)
     assert pool._core.check()["wrong"] == 0
@@ -176,21 +183,14 @@ def test_a_forked_child_has_the_pins_of_its_parent_and_lets_them_go_for_itself(p
 def test_a_child_that_was_forked_behind_pythons_back_does_not_let_go_what_it_has_not(pool: Pool) -> None:
     x = pool.array(np.arange(MIB, dtype="u8"))
     with userswap.pin(x) as held:
-        libc = ctypes.PyDLL(None)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            child = libc.fork()
-        if child == 0:
-            status = 1
-            try:
-                held.__exit__(None, None, None)
-                pool.evict()
-                assert (x == np.arange(MIB, dtype="u8")).all()
-                assert pool._core.check()["wrong"] == 0
-                status = 0
-            finally:
-                os._exit(status)
-        assert os.waitpid(child, 0)[1] == 0
+
+        def in_child() -> None:
+            held.__exit__(None, None, None)
+            pool.evict()
+            assert (x == np.arange(MIB, dtype="u8")).all()
+            assert pool._core.check()["wrong"] == 0
+
+        ends_well(ctypes.PyDLL(None).fork, in_child)
 
 
 def test_threads_pin_and_let_go_while_others_evict(pool: Pool) -> None:
