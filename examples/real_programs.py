@@ -44,7 +44,7 @@ EXIT_SAME, EXIT_DIFFERENT, EXIT_CANNOT = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A program: what it imports, its size (an option and its value), its arguments for no data, how many processes."""
+    """A program: what it imports, its size (an option and its value), its arguments for no data."""
 
     name: str
     title: str
@@ -52,7 +52,6 @@ class Example:
     option: str
     size: int
     bare: tuple[str, ...]
-    processes: int = 1
 
     def command(self, scale: float) -> list[str]:
         """Return the program and its arguments, with so many times its usual data; with next to none for 0."""
@@ -70,7 +69,6 @@ EXAMPLES = (
         "--images",
         80_000,
         ("--images", "256"),
-        processes=3,
     ),
     Example(
         "stack",
@@ -80,9 +78,7 @@ EXAMPLES = (
         80,
         ("--depth", "24", "--side", "64"),
     ),
-    Example(
-        "serving", "workers that share a table (NumPy)", (), "--rows", 60_000_000, ("--rows", "10000"), processes=4
-    ),
+    Example("serving", "workers that share a table (NumPy)", (), "--rows", 60_000_000, ("--rows", "10000")),
 )
 
 
@@ -211,18 +207,18 @@ def run_example(example: Example, scale: float, console: Console, *, in_cgroup: 
     plain = run([*python, *example.command(scale)], f"{example.title}, plain", console)
     if in_cgroup:
         limit = plain.peak // SHARE
-        budget = (limit - bare.peak - ROOM) // example.processes
+        budget = limit - bare.peak - ROOM
         where = f"in {in_words(limit)}"
     else:
-        limit, budget = None, (plain.peak - bare.peak) // SHARE // example.processes
+        limit, budget = None, (plain.peak - bare.peak) // SHARE
         where = f"with a budget of {in_words(budget)}"
     if budget < LEAST_BUDGET:
         raise ExampleError(
             f"{example.title} took {in_words(plain.peak)}, of which {in_words(bare.peak)} are interpreter and "
             "libraries: a third is no room for it. Give it more data with --scale."
         )
-    console.print(f"  needs {in_words(plain.peak)}; now {where}, of which userswap's budget is {in_words(budget)}"
-                  f"{' a process' if example.processes > 1 else ''}", highlight=False)  # fmt: skip
+    console.print(f"  needs {in_words(plain.peak)}; now {where}, of which userswap's budget is {in_words(budget)}",
+                  highlight=False)  # fmt: skip
     with tempfile.TemporaryDirectory() as directory:
         stats = Path(directory) / "stats.json"
         command = [*python, "-m", "userswap", "run", "--ram", str(budget), "--quiet", "--stats", str(stats)]

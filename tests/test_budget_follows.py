@@ -346,6 +346,42 @@ print(pool.stats().resident_bytes > before - (40 << 20))
     assert (result.returncode, result.stdout) == (0, "True\nTrue\nTrue\n"), result.stderr
 
 
+def test_what_a_forked_child_uses_is_no_reason_to_shrink(group: Path) -> None:
+    """It is the family's, which divides it: the budget is for all of them."""
+    code = f"""
+open({str(group / "cgroup.procs")!r}, "w").write("0")
+import os, time, numpy as np, userswap
+pool = userswap.Pool()
+before = pool.ram
+array = pool.zeros(32 << 20, np.uint8)
+array[:] = 1
+tell, hear = os.pipe(), os.pipe()
+child = os.fork()
+if child == 0:
+    own = pool.empty(before // 2, np.uint8)
+    own[:] = 2
+    os.write(tell[1], b"x")
+    os.read(hear[0], 1)
+    os._exit(0)
+os.read(tell[0], 1)
+# Until it has looked many times.
+until = time.monotonic() + 3
+least = before
+while time.monotonic() < until:
+    least = min(least, pool.ram)
+    time.sleep(0.01)
+print(before - least)
+print(before // 2 > 64 << 20)
+os.write(hear[1], b"x")
+print(os.waitpid(child, 0)[1])
+"""
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    shrunk, much, status = result.stdout.split()
+    assert (much, status) == ("True", "0")
+    assert int(shrunk) < 32 * MIB, "it uses twice that and more"
+
+
 PLAIN = """
 held = []
 for i in range(30):                                             # 120 MiB that are no array of ours, at 200 MB/s

@@ -90,11 +90,15 @@ def test_only_what_does_not_fit_goes_round(kind: str, frames: str) -> None:
     counted = passes("for _ in range(4):\n    turn(globals()[kind], 0, folios)\n", folios, kind, frames)
     # A part that is read first and then written to is read for that, and with the others once more to be stored.
     times = 2 if (kind, frames) == ("write", "move") else 1
-    for one in counted[1:]:
-        share = one["slots"] / one["stored"]
-        assert 0.1 < share < 0.5, "some of it fits, and not all"
-        assert one["writebacks"] < (share + 0.1) * folios
+    shares = [one["slots"] / one["stored"] for one in counted]
+    for one, before, after in zip(counted[1:], shares, shares[1:], strict=False):
+        assert 0.1 < after < 0.5, "some of it fits, and not all"
+        # What was in the file at the start comes from there, and as much goes: a turn may begin with more than it leaves.
+        share = max(before, after)
+        assert one["writebacks"] < (share + 0.15) * folios
         assert one["reads"] < times * (share + 0.1) * folios + 100
+    # By chance a tenth and more in one turn; not in each. Whoever goes by age alone writes all of it, each time.
+    assert sum(one["writebacks"] for one in counted[1:]) < (sum(shares[1:]) + 0.1 * len(shares[1:])) * folios
     # Not each time: while parts make room for parts, a few whole folios stay for a turn, by chance more than a tenth.
     assert sum(one["outs"] for one in counted[1:]) > 0.9 * folios * len(counted[1:]), "all of it went through"
 
