@@ -116,6 +116,8 @@ if child == 0:
 freed.hear()
 array[:] = 0
 time.sleep(0.05)
+pool.writeback(1)
+assert pool.stats().slot_bytes == 32 << 20, "the grandchild's, to the last slot"
 for turn in range(1, 4):
     for i in range(32): array[i] = noise(i + 100 * turn)
     out(pool)
