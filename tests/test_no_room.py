@@ -198,3 +198,41 @@ def test_what_zswap_has_no_address_space_for_goes_to_slots_packed(tmp_path: Path
     assert np.array_equal(array, model)
     del array
     assert core.stats()["slot_bytes"] == core.stats()["stored_bytes"] == 0
+
+
+@pytest.mark.parametrize("frames", ["move", "copy"])
+def test_an_instruction_that_needs_two_folios_never_had_both(frames: str) -> None:
+    """Nothing but these two could leave, so each came at the price of the other, for ever."""
+    code = """
+import sys, time
+from ctypes import memmove
+import numpy as np, userswap
+pool = userswap.Pool(ram="16MiB", swap="none")
+rng = np.random.default_rng(1)
+walk = pool.array(np.arange(64 << 13))
+packed = pool.empty((1024, 1 << 16), np.uint8)      # 2:1, takes most of the budget
+for i in range(len(packed)):
+    packed[i] = rng.integers(0, 16, 1 << 16, np.uint8)
+    if i % 4 == 3:
+        while pool.evict(): pass
+        s = pool.stats()
+        if s.resident_bytes + s.pool_bytes + s.metadata_bytes > pool.ram - (10 << 16): break
+noise = pool.empty((12, 1 << 16), np.uint8)         # can leave for nowhere
+edge = walk.ctypes.data + 31 * 65536
+into = np.zeros(8)
+most = 0
+for row in noise:
+    row[:] = rng.integers(0, 256, 1 << 16, np.uint8)
+    time.sleep(0.05)                                # so that reclaim does not rest
+    before = pool.stats().faults
+    for turn in range(8):
+        memmove(into.ctypes.data, edge - 21, 64)
+    most = max(most, pool.stats().faults - before)
+print(most, pool._core.check()["wrong"], pool.stats().swap_ins > 1)
+"""
+    prefix = f"import os, faulthandler\nos.environ['USERSWAP_FRAMES'] = {frames!r}\n"
+    result = run_python(prefix + "faulthandler.dump_traceback_later(60, exit=True)\n" + code)
+    assert result.returncode == 0, result.stderr
+    most, wrong, came = result.stdout.split()
+    assert (wrong, came) == ("0", "True")
+    assert int(most) <= 32, "each time both come, at most"

@@ -36,7 +36,8 @@ from userswap.memory.pagetable cimport (
     word_id, word_make, word_partial, word_pins, word_resident, word_state, word_with_id,
 )
 from userswap.memory.regions cimport (
-    BUCKETS, PAGE_BYTES, PASSING_MOST, SCATTERED, STREAMS, MemoryPool, Region, Stream, arena_bytes, arena_end,
+    BUCKETS, PAGE_BYTES, PASSING_MOST, RECENT_MOST, SCATTERED, STREAMS, MemoryPool, Region, Stream, arena_bytes,
+    arena_end,
     arena_end_word, arena_first_word, arena_start, folio_bytes, pool_first, pool_fit, pool_next_watched, pool_put,
     region_at, region_folios, region_grow, region_new, region_of_word, region_release, region_unlink,
 )
@@ -252,6 +253,7 @@ cdef enum:
     PASSING_KEPT = 4            # windows that a scan may be at still
     FAR = 4                     # what comes back after so many times as many left as are in place is beyond hope
     SWEEP = 256                 # folios looked at for copies that are not needed, for each window that leaves
+    RECENT_LEAST = 4            # faults at least whose folios stay, and a quarter of what is in place at most
     LEAST_ROOMY = 4 << 20       # bytes of a region; from there on NumPy asks the kernel for huge pages, too
     CHANCES = 32                # one in so many folios that should go back to the file gets a place in zswap
     SPINS = 400                 # looks at a word before sleeping: most are held for a few microseconds
@@ -1275,19 +1277,35 @@ cdef bint enough_parts(MemoryPool* pool) noexcept nogil:
     return parts << PART_SHIFT > pool.reclaim.limit >> 6 and (random >> 16) % chances != 0
 
 
-cdef int find_victims(MemoryPool* pool, Victim* victims, int most, bint parts, Victim* doubtful,
+cdef inline bint is_recent(MemoryPool* pool, Region* region, uint64_t index, int64_t last) noexcept nogil:
+    """Whether one of the last so many faults was at this folio.
+
+    An instruction may need several folios at once (four, if it copies from one place to another, neither of them
+    aligned). If these were the only ones that can leave, it would get each at the price of another, and never go on."""
+    cdef uint64_t word = <uint64_t>&region.words[index]
+    cdef int64_t now = us_read(&pool.recent_count)
+    cdef int64_t i
+    for i in range(last):
+        if us_read(<int64_t*>&pool.recent[(now - i) & (RECENT_MOST - 1)]) == <int64_t>word:
+            return True
+    return False
+
+
+cdef int find_victims(MemoryPool* pool, Victim* victims, int most, bint parts, bint every, Victim* doubtful,
                       int* doubts) noexcept nogil:
     """Moves the clock hand, setting BUSY on what is cold: resident, not pinned, not looked at since the hand came
     by last. Neighbours come out one after the other, so that system calls can take them together.
 
-    `parts`: only what is PARTIAL. `doubtful` gets some of those that it spares and whose copy may be worthless, BUSY
-    too; where faults go anywhere any that has one."""
+    `parts`: only what is PARTIAL. `every`: what the last faults were at, too. `doubtful` gets some of those that it
+    spares and whose copy may be worthless, BUSY too; where faults go anywhere any that has one."""
     cdef int found = 0
     cdef int64_t folios = 0, looked = 0
     cdef Region* region
     cdef uint64_t index, word
     cdef uint64_t unit = <uint64_t>frames_unit(STAGE_SLOTS)
     cdef uint64_t together = NOWHERE    # up to here all go that can: neighbours take one mapping or none
+    cdef int64_t recent = us_read(&pool.reclaim.resident) >> (FOLIO_SHIFT + 2)
+    recent = 0 if every else RECENT_LEAST if recent < RECENT_LEAST else recent if recent < RECENT_MOST else RECENT_MOST
     if most < <int>unit:
         most = <int>unit
     us_lock(&pool.list_lock)
@@ -1331,7 +1349,8 @@ cdef int find_victims(MemoryPool* pool, Victim* victims, int most, bint parts, V
                     doubtful[doubts[0]].region = region
                     doubtful[doubts[0]].index = index
                     doubts[0] += 1
-            elif us_cas(&region.words[index], word, (word | BUSY) & ~<uint64_t>WAITERS):
+            elif (not is_recent(pool, region, index, recent)
+                    and us_cas(&region.words[index], word, (word | BUSY) & ~<uint64_t>WAITERS)):
                 victims[found].region = region
                 victims[found].index = index
                 victims[found].word = word
@@ -1656,8 +1675,8 @@ cdef int64_t give_up_copies(MemoryPool* pool, Victim* doubtful, int count, bint 
     return given
 
 
-cdef int64_t evict(void* ctx, int64_t want, bint parts) noexcept nogil:
-    """For reclaim: about `want` bytes, at most a batch; more only while what it picks can't leave."""
+cdef int64_t evict(void* ctx, int64_t want, bint parts, bint every) noexcept nogil:
+    """About `want` bytes, at most a batch; more only while what it picks can't leave. `every`: no folio is spared."""
     cdef MemoryPool* pool = <MemoryPool*>ctx
     cdef Victim[BATCH] victims
     cdef Victim[BATCH] doubtful
@@ -1675,7 +1694,7 @@ cdef int64_t evict(void* ctx, int64_t want, bint parts) noexcept nogil:
             find_copies(pool, doubtful, &doubts)
             given += give_up_copies(pool, doubtful, doubts, True)
         else:
-            count = find_victims(pool, victims, most, parts, doubtful, &doubts)
+            count = find_victims(pool, victims, most, parts, every, doubtful, &doubts)
             given += give_up_copies(pool, doubtful, doubts, parts)
         if count == 0 and (given or not parts):
             break
@@ -1704,13 +1723,13 @@ cdef int64_t evict(void* ctx, int64_t want, bint parts) noexcept nogil:
 
 
 cdef int64_t evict_in_turn(void* ctx, int64_t want, bint parts) noexcept nogil:
-    """The same; of a small pool by one thread at a time: until a batch has gone, its packed copies are there, too."""
+    """For reclaim; of a small pool by one thread at a time: until a batch has gone, its packed copies are there, too."""
     cdef MemoryPool* pool = <MemoryPool*>ctx
     cdef int64_t freed
     if not pool.small:
-        return evict(pool, want, parts)
+        return evict(pool, want, parts, False)
     us_lock(&pool.small_lock)
-    freed = evict(pool, want, parts)
+    freed = evict(pool, want, parts, False)
     us_unlock(&pool.small_lock)
     return freed
 
@@ -1860,6 +1879,8 @@ cdef int serve(Region* region, uint64_t index, char* address, int writing) noexc
     cdef int64_t started = us_now(), took
     cdef int error
     gate_enter()
+    us_write(<int64_t*>&region.pool.recent[us_add(&region.pool.recent_count, 1) & (RECENT_MOST - 1)],
+             <int64_t>&region.words[index])
     error = folio_fault(region, index, writing, <char*>(<uint64_t>address & ~<uint64_t>(PAGE_BYTES - 1)))
     took = us_now() - started
     us_add(&region.pool.faults, 1)
@@ -2207,7 +2228,7 @@ cdef int64_t memory_evict(MemoryPool* pool, int64_t want) noexcept nogil:
     enter()
     ahead_forget(pool, NULL, True)
     while done < want:
-        freed = evict(pool, want - done, False)
+        freed = evict(pool, want - done, False, True)
         if freed <= 0:
             break
         done += freed

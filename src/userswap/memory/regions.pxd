@@ -16,6 +16,7 @@ cdef enum:
     STREAMS = 4
     SCATTERED = 16
     PASSING_MOST = 16
+    RECENT_MOST = 32            # a power of two
     BUCKETS = 320               # fault times: 8 to an octave of nanoseconds
 
 # Faults in a row, for instance of a thread that scans. Plain fields: a lost update costs a few faults.
@@ -67,6 +68,8 @@ cdef struct MemoryPool:
     uint32_t passing_count
     Region* copy_hand           # the next folio that is asked whether it needs its copy
     uint64_t copy_index
+    uint64_t[RECENT_MOST] recent    # where the last faults were, each by the address of its folio's word
+    int64_t recent_count        # ever
     MemoryPool* next            # all pools of the process, under arena_lock
     Watch* watch                # NULL: its budget was given
     int64_t watch_least         # bytes of budget, whatever the machine leaves
