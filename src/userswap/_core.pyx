@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from userswap.backends.codec cimport FOLIO_BYTES, codec_metadata
 from userswap.backends.swapfile cimport SwapFile, swapfile_delete, swapfile_new
-from userswap.memory.ahead cimport ahead_may, ahead_on_want, ahead_pause, ahead_rest
+from userswap.memory.ahead cimport ahead_may, ahead_rest
 from userswap.memory.faults cimport (
     faults_install, memory_background, memory_check, memory_compact, memory_evict, memory_fit, memory_holders,
     memory_pin, memory_pool_close, memory_shrink, memory_snapshot, memory_unpin, memory_writeback, pool_bind,
@@ -23,8 +23,9 @@ from userswap.memory.regions cimport (
     BUCKETS, MemoryPool, Region, arena_bytes, arena_open, pool_get, pool_new, region_at,
 )
 from userswap.memory.stage cimport STAGE_SLOTS
-from userswap.memory.watcher cimport WATCHER_PIECE, watcher_pause, watcher_rest, watcher_start
+from userswap.memory.watcher cimport WATCHER_PIECE, watcher_rest, watcher_start
 from userswap.native.descriptors cimport FIRST_FD, descriptor_up
+from userswap.native.thread cimport threads_pause, threads_resume
 from userswap.native.us cimport us_add, us_debug, us_max, us_read, us_write
 from userswap.reclaim.reclaim cimport reclaim_ceiling, reclaim_used
 from userswap.reclaim.watch cimport Watch, watch_add, watch_delete, watch_machine, watch_new
@@ -95,34 +96,26 @@ cdef void want_thread() noexcept nogil:
 
 
 cdef int64_t forking = 0        # threads that are about to fork
-cdef bint had_ahead = False
-cdef bint had_watcher = False
 
 
 def before_fork() -> None:
     """Python forks: our threads end until it has. It counts the threads of the process and warns of a fork that leaves
     some behind, which the program could do nothing about."""
-    global had_ahead, had_watcher
     if us_add(&forking, 1) == 1:
         with nogil:
-            had_ahead = ahead_pause()
-            had_watcher = watcher_pause()
+            threads_pause()
 
 
 def after_fork() -> None:
     """In the parent: they go on. If one can't, the process does without."""
     if us_add(&forking, -1) == 0:
-        if had_ahead:
-            memory_background()
-        if had_watcher:
-            watcher_start()
+        threads_resume()
 
 
 def forked() -> None:
     """Python's own handlers of a fork have run in the child: it may have a thread when it first has use for one."""
     us_write(&forking, 0)
-    ahead_on_want(want_thread)
-    ahead_may()
+    ahead_may(want_thread)
 
 
 def rest() -> None:

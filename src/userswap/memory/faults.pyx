@@ -50,6 +50,7 @@ from userswap.native.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
 )
 from userswap.native.sum cimport sum_folio, sum_start
+from userswap.native.thread cimport threads_renew, threads_used
 from userswap.native.us cimport (
     us_add, us_assert, us_cas, us_chaos, us_load, us_lock, us_mutex, us_now, us_read, us_store, us_store32, us_unlock,
     us_word_release, us_word_spin, us_word_wait, us_write,
@@ -1866,6 +1867,7 @@ cdef int serve(Region* region, uint64_t index, char* address, int writing) noexc
     us_add(&region.pool.fault_ns, took)
     us_add(&region.pool.fault_times[bucket(took)], 1)
     gate_leave()
+    threads_used()
     return error
 
 
@@ -2463,6 +2465,7 @@ cdef void after_fork_in_child() noexcept nogil:
         write(2, text, strlen(text))
         _exit(70)
     stage_renew()
+    threads_renew()
     ahead_renew()
     parent = kin_me()
     parent_generation = kin_generation(parent) if parent >= 0 else 0
