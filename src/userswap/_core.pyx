@@ -213,6 +213,15 @@ cdef class Core:
             memory_fit(p, size)
             memory_pool_close(p)
 
+    @property
+    def hard(self) -> bool:
+        """Whether the program ends rather than exceed the budget."""
+        return self.alive().reclaim.hard
+
+    @hard.setter
+    def hard(self, bint hard) -> None:
+        self.alive().reclaim.hard = hard
+
     def shrink(self) -> bool:
         """Reclaim a piece of what is beyond the budget; whether that did something, and there is more to do."""
         cdef MemoryPool* p = self.alive()

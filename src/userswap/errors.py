@@ -8,6 +8,7 @@ __all__ = [
     "BadSize",
     "BenchError",
     "BudgetError",
+    "ControlError",
     "DeliveryError",
     "LabError",
     "MapDesignError",
@@ -29,6 +30,10 @@ class BadSize(UserswapError, ValueError):  # noqa: N818 - reads as what it is: "
 
 class BudgetError(UserswapError, ValueError):
     """The RAM budget is too small to work with, or none could be worked out."""
+
+
+class ControlError(UserswapError):
+    """A running program can't be reached, or can't do what was asked of it; or was sent what is no message of ours."""
 
 
 class DeliveryError(UserswapError, ValueError):

@@ -6,9 +6,11 @@ import atexit
 import contextlib
 import errno
 import importlib.util
+import itertools
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -42,6 +44,9 @@ LEAST_RESIDENT = 8 << 20
 BUDGET = "the budget (ram)"
 _start_lock = threading.Lock()
 _watched: list[bool] = []  # forks, from the first pool on
+_numbers = itertools.count(1)
+# Pools that may be seen and changed from outside, by number.
+_reachable: weakref.WeakValueDictionary[int, Pool] = weakref.WeakValueDictionary()
 
 
 @dataclass(frozen=True)
@@ -287,6 +292,20 @@ def _why_not(refused: dict[str, int]) -> str:
     return f"{text}. `userswap doctor` says more."
 
 
+def live_pools() -> dict[int, Pool]:
+    """Pools that may be seen and changed from outside, by number, oldest first; those that were closed left out."""
+    return {number: pool for number, pool in sorted(_reachable.items()) if not pool.closed}
+
+
+def _listen() -> None:
+    """Let `userswap ps` and its like reach this process, where that can be."""
+    # No place for a socket, or no descriptor: the program goes on without.
+    with contextlib.suppress(OSError):
+        from userswap.control import listener
+
+        listener.listen()
+
+
 class Pool:
     """Array memory with a budget of RAM: what is cold is compressed, and past that goes to a swap file.
 
@@ -305,6 +324,8 @@ class Pool:
             threads, so that raw system calls on swapped memory work; needs privilege) or "segv" (without userfaultfd:
             protected mappings, SIGSEGV). "auto" is "signal" where that is allowed, else "segv". The process's first
             pool decides for all of them, and for forked children.
+        control: let `userswap ps`, `set`, `swapon` and `swapoff` of the same user see and change this pool, through a
+            socket. USERSWAP_CONTROL=0 in the environment says no for all pools.
 
     Raises:
         BadSize: a size that can't be read.
@@ -331,6 +352,7 @@ class Pool:
         map_design: str = "on_demand",
         children: str = "share",
         delivery: str = "auto",
+        control: bool = True,
     ) -> None:
         if children not in ("share", "own"):
             raise ValueError(f'children is {children!r}: write "share" (one budget for all) or "own" (one for each).')
@@ -367,6 +389,9 @@ class Pool:
             # Where no thread can be had, or no file is left to open, it stays so, too.
             with contextlib.suppress(OSError):
                 self._core.watch(watched_levels(), "/proc", least_budget())
+        if control and os.environ.get("USERSWAP_CONTROL") != "0":
+            _reachable[next(_numbers)] = self
+            _listen()
 
     @property
     def ram(self) -> int:
@@ -392,6 +417,15 @@ class Pool:
         # Piece by piece, so that Ctrl-C is heeded.
         while self._core.shrink():
             pass
+
+    @property
+    def hard(self) -> bool:
+        """Whether the program ends rather than exceed the budget when nothing is left to do. May be set."""
+        return self._core.hard
+
+    @hard.setter
+    def hard(self, hard: bool) -> None:
+        self._core.hard = hard
 
     def _make(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         if self._last is not None:
@@ -560,6 +594,7 @@ def install(
     map_design: str = "on_demand",
     children: str = "share",
     delivery: str = "auto",
+    control: bool = True,
 ) -> Installation:
     """From here on every NumPy array of `min_array` bytes and more lives in swap, whichever thread makes it.
 
@@ -570,7 +605,7 @@ def install(
     """
     pool = Pool(
         ram, swap, min_array=min_array, hard=hard, dedupe=dedupe, map_design=map_design, children=children,
-        delivery=delivery,
+        delivery=delivery, control=control,
     )  # fmt: skip
     return Installation(pool, pool.min_array)
 

@@ -15,6 +15,8 @@ __all__ = ["Parser", "main"]
 
 COMMANDS = {
     "run": "run a Python program in less memory than it needs",
+    "ps": "which programs of yours run with userswap, and what each has in RAM and in swap",
+    "set": "change settings of one that runs: userswap set PID ram=1G",
     "bench": "measure it here: userswap bench compare, faults, dedupe",
     "lab": "experiments with the swap layer: userswap lab compare, upstream, replay, system",
     "doctor": "say what this machine can do, what it can't, and how to mend it",
@@ -72,6 +74,14 @@ def prepare(arguments: list[str]) -> Callable[[], int]:
         from userswap.cli import run
 
         return run.prepare(rest)
+    if command == "ps":
+        from userswap.cli import ps
+
+        return ps.prepare(rest)
+    if command == "set":
+        from userswap.cli import ask
+
+        return ask.prepare_set(rest)
     if command == "bench":
         from userswap.cli import bench
 
