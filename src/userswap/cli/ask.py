@@ -22,8 +22,8 @@ def prepare_set(arguments: list[str]) -> Callable[[], int]:
     parser = Parser(
         prog="userswap set",
         description="Change settings of a program while it runs.",
-        epilog="ram=SIZE: its budget, at once; what is too much is swapped out. hard=yes|no: end the program rather than "
-        "exceed the budget when swap is full. userswap set 4711 ram=1G hard=no",
+        epilog="ram=SIZE: its budget, at once; what is too much is swapped out. hard=yes|no: end the program rather "
+        "than exceed the budget when swap is full. For example: userswap set 4711 ram=1G hard=no",
     )
     parser.add_argument("process", metavar="PID", help=PROCESS)
     parser.add_argument("values", metavar="KEY=VALUE", nargs="+", help="ram=SIZE, hard=yes|no")

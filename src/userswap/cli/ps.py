@@ -1,7 +1,7 @@
 """`userswap ps`: which programs of this user run with userswap, and what each has in RAM and in swap."""
 
+import contextlib
 import json
-import os
 import shutil
 import sys
 import time
@@ -18,9 +18,9 @@ __all__ = ["prepare"]
 PERIOD = 1.0
 HEADS = ("PID", "BUDGET", "ALLOWED", "RESIDENT", "POOL", "SWAP FILES", "RATIO")
 EPILOG = """\
-BUDGET: RAM for what lives in swap. ALLOWED: what of it the process may use now (forked processes share one). RESIDENT: in
-place. POOL: compressed, in RAM. SWAP FILES: of them in use. RATIO: how much smaller what is swapped out is stored.
-A process with several pools has a line for each: PID/1, PID/2. Forked processes stand below who forked them."""
+BUDGET: RAM for what lives in swap. ALLOWED: what of it the process may use now (forked processes share one).
+RESIDENT: in place. POOL: compressed, in RAM. SWAP FILES: of them in use. RATIO: how much smaller what is swapped out
+is stored. A process with several pools has a line for each: PID/1, PID/2. Forked processes stand below their parent."""
 
 
 @dataclass
@@ -36,9 +36,8 @@ class Process:
     def as_json(self) -> dict[str, Any]:
         """For programs."""
         answers = self.pools is not None
-        return {
-            "pid": self.pid, "parent": self.parent, "command": self.command, "answers": answers, "pools": self.pools or [],
-        }  # fmt: skip
+        who = {"pid": self.pid, "parent": self.parent, "command": self.command}
+        return {**who, "answers": answers, "pools": self.pools or []}
 
 
 def prepare(arguments: list[str]) -> Callable[[], int]:
@@ -52,10 +51,8 @@ def prepare(arguments: list[str]) -> Callable[[], int]:
         if not options.watch:
             show(look(), {}, options.json, watching=False)
             return 0
-        try:
+        with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
             watch(options.json)
-        except (KeyboardInterrupt, BrokenPipeError):
-            pass
         return 0
 
     return action
@@ -68,9 +65,7 @@ def watch(as_json: bool) -> None:
         processes = look()
         now = time.monotonic()
         rates = {}
-        faults = {
-            (process.pid, pool["pool"]): pool["faults"] for process in processes for pool in process.pools or []
-        }
+        faults = {(process.pid, pool["pool"]): pool["faults"] for process in processes for pool in process.pools or []}
         for key, count in faults.items():
             if key in before:
                 then, counted = before[key]
@@ -92,7 +87,7 @@ def look() -> list[Process]:
         pools = None if answer is None else answer.get("pools")
         if pools != []:
             found[pid] = Process(pid, printable(command_of(pid)), pools if isinstance(pools, list) else None)
-    top = []
+    top: list[Process] = []
     for process in found.values():
         process.parent = nearest(process.pid, found)
         (top if process.parent is None else found[process.parent].children).append(process)
@@ -128,9 +123,9 @@ def command_of(pid: int) -> str:
     except OSError:
         return ""
     for at, word in enumerate(words[:4]):
-        if os.path.basename(word) == "userswap" and words[at + 1 : at + 2] == ["run"]:
+        if Path(word).name == "userswap" and words[at + 1 : at + 2] == ["run"]:
             return " ".join(["userswap", *words[at + 1 :]])
-    return " ".join([os.path.basename(words[0]), *words[1:]])
+    return " ".join([Path(words[0]).name, *words[1:]])
 
 
 def show(processes: list[Process], rates: dict[tuple[int, int], float], as_json: bool, *, watching: bool) -> None:

@@ -69,7 +69,7 @@ def pool_of(message: Message) -> tuple[int, Pool]:
             names = ", ".join(f"{os.getpid()}/{number}" for number in pools)
             raise ControlError(f"Process {os.getpid()} has {len(pools)} pools: say which one, of {names}.")
         return next(iter(pools.items()))
-    if not isinstance(number, int) or number not in pools:
+    if type(number) is not int or number not in pools:
         names = ", ".join(f"{os.getpid()}/{number}" for number in pools)
         raise ControlError(f"Process {os.getpid()} has no pool {shown(number)}, only {names}.")
     return number, pools[number]

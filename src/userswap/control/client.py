@@ -36,7 +36,7 @@ class Line:
         self.socket.settimeout(LOOK_PATIENCE)
         self.read = b""
         try:
-            self.socket.connect(path)
+            self._connect(path)
             credentials = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
             there, owner, _group = struct.unpack("3i", credentials)
             if (there, owner) != (pid, uid):
@@ -45,8 +45,18 @@ class Line:
             self.socket.close()
             raise
 
+    def _connect(self, path: str) -> None:
+        until = time.monotonic() + LOOK_PATIENCE
+        while True:
+            try:
+                return self.socket.connect(path)
+            except BlockingIOError:  # more wait to be taken than the kernel keeps
+                if time.monotonic() > until:
+                    raise TimeoutError("too many others wait") from None
+                time.sleep(0.01)
+
     def send(self, message: Message) -> None:
-        """Send a message. What the program says about one that it did not want to the end is to be read all the same."""
+        """Send a message. What a program says about one that it did not read to its end is heard all the same."""
         line = json.dumps({"userswap": VERSION, **message}).encode() + b"\n"
         if len(line) > LONGEST:
             raise ControlError(f"That is too long to be asked of a program: at most {LONGEST // 1024} KiB.")
@@ -113,7 +123,7 @@ def reach(pid: int) -> Line:
     """A connection to that process. Raises ControlError, which says why there is none."""
     if state_of(pid) in ("", "Z"):
         raise ControlError(f"There is no process {pid} (any more): userswap ps lists those that can be reached.")
-    uid = os.stat(f"/proc/{pid}").st_uid
+    uid = Path(f"/proc/{pid}").stat().st_uid
     if os.geteuid() not in (0, uid):
         raise ControlError(f"Process {pid} belongs to {user_name(uid)}: only {user_name(uid)} or root may do that.")
     why = "does not run under userswap, or has no pool yet, or was started with USERSWAP_CONTROL=0"
@@ -158,8 +168,8 @@ def silent(pid: int) -> str:
     if state_of(pid) in ("T", "t"):
         return f"Process {pid} is stopped: it will do that when it is continued (kill -CONT {pid})."
     return (
-        f"Process {pid} has not answered for {PATIENCE:.0f} seconds: it is busy with something that lets no other thread "
-        "run Python (or is at its end). It will do that as soon as it can."
+        f"Process {pid} has not answered for {PATIENCE:.0f} seconds: it is busy with something that lets no other "
+        "thread run Python (or is at its end). It will do that as soon as it can."
     )
 
 
@@ -186,7 +196,7 @@ def all_lines() -> Iterator[Line]:
                 except ConnectionRefusedError:
                     now = os.lstat(path)
                     if (now.st_dev, now.st_ino) == (before.st_dev, before.st_ino):
-                        os.unlink(path)
+                        Path(path).unlink()
                     continue
                 if name.startswith(".") or pid in seen:
                     line.close()

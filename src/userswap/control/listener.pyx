@@ -1,8 +1,8 @@
 """The program's end of the control socket: a thread of ours that waits for messages, and one more for each of them.
 
 The thread never takes the GIL, and never waits for anything but its poll(): so a program that holds the GIL, or is at
-a long swapoff, still has its connections taken, and a client that sends half a line, or nothing, keeps nobody busy.
-What a message asks for is done by a thread of its own, in Python (`control.answers`), which is imported then. As long as
+a long swapoff, still has its connections taken, and a client that sends half a line, or nothing, keeps nobody
+busy. What a message asks for is done by a thread of its own, in Python (`control.answers`), which is imported then. As long as
 nobody asks, the program has a sleeping thread and one socket more, and sees neither in Python.
 
 Touches its own connections, descriptors and threads; knows nothing of pools.
@@ -41,7 +41,7 @@ cdef extern from *:
         fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
         if (fd < 0) return -errno;
         /* Linux takes the mode of the file from the socket's. A umask is the whole process's. */
-        if (fchmod(fd, 0600) || bind(fd, (struct sockaddr *)&name, sizeof name) || listen(fd, 16)) {
+        if (fchmod(fd, 0600) || bind(fd, (struct sockaddr *)&name, sizeof name) || listen(fd, 64)) {
             error = -errno;
             close(fd);
             return error;
@@ -128,7 +128,7 @@ cdef const char* TOO_LONG = b'{"error": "The message is longer than 32 KiB: noth
 cdef const char* TOO_SLOW = b'{"error": "No whole message came within five seconds: nothing was done."}\n'
 cdef const char* NO_THREAD = b'{"error": "The program can have no thread more to carry this out: nothing was done."}\n'
 cdef const char* AT_ITS_END = b'{"error": "The program is about to end: nothing was done."}\n'
-cdef const char* NO_ANSWER = b'{"error": "The program could not carry this out: a part of userswap, or of Python, cannot be loaded in it."}\n'
+cdef const char* NO_ANSWER = b'{"error": "A part of userswap, or Python\'s json, cannot be loaded in the program."}\n'
 
 
 # ---- the thread ----

@@ -57,7 +57,7 @@ def usable_place() -> str:
             if above != "/tmp" and complaint(above, uid) is not None:
                 continue
             with contextlib.suppress(FileExistsError):
-                os.mkdir(place, 0o700)
+                os.mkdir(place, 0o700)  # noqa: PTH102 - pathlib takes time that every start would pay
             if complaint(place, uid) is None:
                 return place
     raise PermissionError(errno.EACCES, "no directory for a control socket")
@@ -72,7 +72,7 @@ def numbers(place: str) -> dict[str, int]:
     """Names in a directory, and of which process each is; not those of files that are not ours."""
     found = {}
     with contextlib.suppress(OSError):
-        for name in os.listdir(place):
+        for name in os.listdir(place):  # noqa: PTH208
             number = name.removeprefix(".").removesuffix(".new") if name.startswith(".") else name
             if number.isascii() and number.isdecimal() and len(number) <= 10:
                 found[name] = int(number)
@@ -98,8 +98,8 @@ def sweep(place: str) -> None:
     """Remove the sockets of processes that are gone. Numbers are seen from here: elsewhere a process with a number that
     is nobody's here may live and listen, so it is asked."""
     for name, number in numbers(place).items():
-        if not os.path.exists(f"/proc/{number}"):
+        if not os.path.exists(f"/proc/{number}"):  # noqa: PTH110
             path = f"{place}/{name}"
             with contextlib.suppress(OSError):
                 if stat.S_ISSOCK(os.lstat(path).st_mode) and dead(path):
-                    os.unlink(path)
+                    os.unlink(path)  # noqa: PTH108

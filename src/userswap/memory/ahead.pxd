@@ -44,7 +44,7 @@ cdef struct AheadOps:
 
 cdef int ahead_start(const AheadOps* ops) noexcept nogil        # the thread, once a process: 0 or -errno
 cdef bint ahead_running() noexcept nogil
-# A forked child has no thread: who would first have use for it calls `later`, if ahead_may was called (see thread_want).
+# A forked child has no thread: who would first have use for it calls `later`, if ahead_may was called (thread_want).
 cdef void ahead_may(void (*later)() noexcept nogil) noexcept nogil
 cdef void ahead_ask(Region* region, uint64_t first) noexcept nogil
 cdef void ahead_open(Job* job) noexcept nogil                   # MAKING to OPEN: others may help

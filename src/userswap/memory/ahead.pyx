@@ -48,7 +48,7 @@ cdef Job* find(Region* region, uint64_t first) noexcept nogil:
 
 
 cdef void body(Thread* self) noexcept nogil:
-    # What is ASKED when it leaves stays so, what is READY can be taken. It ends what it is at, maybe a read of the file.
+    # What is ASKED when it leaves stays so, what is READY can be taken. It ends what it is at, maybe a long read.
     cdef uint32_t seen
     cdef Job* job
     cdef int i
