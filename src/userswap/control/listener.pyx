@@ -1,9 +1,9 @@
 """The program's end of the control socket: a thread of ours that waits for messages, and one more for each of them.
 
 The thread never takes the GIL, and never waits for anything but its poll(): so a program that holds the GIL, or is at
-a long swapoff, still has its connections taken, and a client that sends half a line, or nothing, keeps nobody
-busy. What a message asks for is done by a thread of its own, in Python (`control.answers`), which is imported then. As long as
-nobody asks, the program has a sleeping thread and one socket more, and sees neither in Python.
+a long swapoff, still has its connections taken, and a client that sends half a line, or nothing, keeps nobody busy.
+What a message asks for is done by a thread of its own, in Python (`control.answers`), which is imported then. As long
+as nobody asks, the program has a sleeping thread and one socket more, and sees neither in Python.
 
 Touches its own connections, descriptors and threads; knows nothing of pools.
 """
