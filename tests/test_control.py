@@ -367,6 +367,126 @@ def test_a_process_that_is_not_ours_to_ask(start: Start) -> None:
     assert result.stderr.startswith(f"userswap: Process {plain.pid} does not run under userswap, or has no pool yet, ")
 
 
+# ---- swapon, swapoff ----
+
+SWAPPED = """
+pool = userswap.Pool(ram=48 * MiB, swap=PLACE)
+array = pool.array(np.random.default_rng(1).random(8_000_000))
+wait_for_end()
+assert array.sum() == np.random.default_rng(1).random(8_000_000).sum()
+print([(file.name, file.priority, file.tier) for file in pool.swaps()])
+"""
+# A swapoff that takes as long as somebody waits for it.
+SLOW = """
+def slow(pool, path, progress=None):
+    try:
+        for i in range(100000):
+            progress(i << 20, 100000 << 20)
+            time.sleep(0.01)
+    finally:
+        print("undone", flush=True)
+userswap.Pool.swapoff = slow
+pool = userswap.Pool(ram=48 * MiB)
+wait_for_end()
+"""
+
+
+def test_swap_files_are_exchanged_while_the_program_runs(start: Start, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    program = start(SWAPPED.replace("PLACE", repr(f"{first}:200M")))
+    pid = str(program.pid)
+    (pool,) = listed()[program.pid]["pools"]
+    assert [(swap["name"], swap["state"]) for swap in pool["swaps"]] == [(str(first), "on")]
+    assert pool["swaps"][0]["used_bytes"] > 10 << 20
+    (tmp_path / "elsewhere").mkdir()
+    result = userswap("swapon", pid, "fast=../second:200M:5", cwd=tmp_path / "elsewhere")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"{pid}: {second} is in use (up to 200 MiB, priority 5, tier fast).\n"
+    shown = userswap("ps", "--swaps").stdout
+    assert f"    {second}: 0 B of 200 MiB, priority 5, tier fast, on\n" in shown
+    result = userswap("swapoff", pid, "../first", cwd=tmp_path / "elsewhere")
+    assert (result.returncode, result.stdout) == (0, f"{pid}: ../first is not used any more.\n")
+    assert result.stderr == "" or " of " in result.stderr
+    (pool,) = listed()[program.pid]["pools"]
+    assert [swap["name"] for swap in pool["swaps"]] == [str(second)]
+    assert pool["swaps"][0]["used_bytes"] > 10 << 20
+    assert end(program) == (f"[({str(second)!r}, 5, 'fast')]\n", "")
+
+
+def test_what_a_program_says_of_swapon_and_swapoff_is_said_here(start: Start, tmp_path: Path) -> None:
+    program = start(SWAPPED.replace("PLACE", repr(f"{tmp_path}:200M")))
+    pid = str(program.pid)
+    for arguments, sentence in (
+        (["swapoff", pid, str(tmp_path)], f"{tmp_path} can't be emptied"),
+        (["swapoff", pid, "/nowhere"], "/nowhere is no swap file of this p"),
+        (["swapon", pid, "/nowhere/at/all"], "/nowhere/at"),
+        (["swapon", pid, f"{tmp_path}:1G"], f"{tmp_path}"),
+    ):
+        result = userswap(*arguments)
+        assert (result.returncode, result.stdout) == (1, "")
+        last = result.stderr.splitlines()[-1]
+        assert last.startswith("userswap: ")
+        assert sentence in last
+        assert "Traceback" not in result.stderr
+        (pool,) = listed()[program.pid]["pools"]
+        assert [(swap["name"], swap["state"]) for swap in pool["swaps"]] == [(str(tmp_path), "on")]
+    for arguments, sentence in (
+        (["swapon", pid, "none"], "swapon of none is nothing to do"),
+        (["swapon", pid, "/tmp:1"], "The size in --swap /tmp:1 is 1 B"),
+        (["swapon", pid, "/tmp:1G:5000"], "The priority in --swap /tmp:1G:5000 is 5000"),
+        (["swapoff", pid, ""], "Say which swap file"),
+        (["swapoff", pid], "The following arguments are required: PATH"),
+    ):
+        result = userswap(*arguments)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert result.stderr.startswith(f"userswap: {sentence}"), result.stderr
+    end(program)
+
+
+def test_ctrl_c_has_a_swapoff_undone_and_meanwhile_the_program_answers(start: Start) -> None:
+    program = start(SLOW)
+    with subprocess.Popen(
+        [sys.executable, "-m", "userswap", "swapoff", str(program.pid), "/some/file"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as client:
+        assert client.stderr is not None
+        assert client.stderr.readline() == "/some/file: 0 B of 97.7 GiB\n"
+        assert listed()[program.pid]["answers"]
+        assert userswap("set", str(program.pid), "ram=40M").returncode == 0
+        assert client.poll() is None
+        client.send_signal(signal.SIGINT)
+        out, err = client.communicate(timeout=20)
+    assert (client.returncode, out) == (130, "")
+    assert "userswap: Stopped: /some/file is in use again; what has left it stays where it is now.\n" in err
+    assert program.stdout is not None
+    assert program.stdout.readline() == "undone\n"
+    end(program)
+
+
+def test_a_swapoff_is_undone_when_its_client_dies_or_its_program_ends(start: Start, place: Path) -> None:
+    program = start(SLOW)
+    assert program.stdout is not None
+    ask = json.dumps({"userswap": 1, "do": "swapoff", "path": "/some/file"}).encode() + b"\n"
+    line = connect(place, program)
+    line.sendall(ask)
+    assert json.loads(line.recv(1000).splitlines()[0]) == {"progress": [0, 100000 << 20]}
+    line.close()
+    assert program.stdout.readline() == "undone\n"
+    line = connect(place, program)
+    line.sendall(ask)
+    assert line.recv(1000)
+    out, err = end(program)
+    assert (out, err) == ("undone\n", "")
+    last = b""
+    while more := line.recv(1 << 16):
+        last += more
+    assert json.loads(last.splitlines()[-1])["error"].startswith("Stopped: ")
+
+
 # ---- messages and clients that are not as they should be ----
 
 
@@ -382,7 +502,10 @@ def test_what_is_no_message_of_ours_does_nothing(start: Start, place: Path) -> N
         (b"1" * 6000 + b"\n", "This is no message of userswap's: nothing was done."),
         (b'{"do": "ps"}\n', "This is no message of userswap's: nothing was done."),
         (b'{"userswap": 2, "do": "ps"}\n', "The program speaks version 1 of userswap's messages, and was sent"),
-        (b'{"userswap": 1, "do": "eval"}\n', "There is nothing called 'eval' to do here, only ps, set"),
+        (
+            b'{"userswap": 1, "do": "eval"}\n',
+            "There is nothing called 'eval' to do here, only ps, set, swapon, swapoff",
+        ),
         (b'{"userswap": 1, "do": ["ps"]}\n', "There is nothing called ['ps'] to do here"),
         (b'{"userswap": 1}\n', "There is nothing called None to do here"),
         (b'{"userswap": 1, "do": "set"}\n', "Say what to set: there are ram, hard"),

@@ -1,18 +1,23 @@
-"""`userswap set`: asks a program that runs to do something.
+"""`userswap set`, `swapon`, `swapoff`: ask a program that runs to do something.
 
 What is wrong with the command line ends with exit code 2; what can't be done in the program, with its sentence and 1.
 """
 
+import os
 import re
 import sys
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from userswap.cli.main import Parser
 from userswap.errors import ControlError, UsageError
 from userswap.sizes import format_size
 
-__all__ = ["prepare_set"]
+if TYPE_CHECKING:
+    from userswap.control.client import Line
+
+__all__ = ["prepare_set", "prepare_swapoff", "prepare_swapon"]
 
 PROCESS = "PID, or PID/N where a process has several pools: see userswap ps"
 
@@ -52,6 +57,119 @@ def prepare_set(arguments: list[str]) -> Callable[[], int]:
     return plainly(carry_out)
 
 
+def prepare_swapon(arguments: list[str]) -> Callable[[], int]:
+    """Return `userswap swapon`. Raises UserswapError."""
+    from userswap.swapfiles import parse_swap
+
+    parser = Parser(
+        prog="userswap swapon",
+        description="Give a program that runs one more swap file.",
+        epilog="[NAME=]PATH[:SIZE[:PRIO]] as in userswap run --swap; higher priorities are used first.",
+    )
+    parser.add_argument("process", metavar="PID", help=PROCESS)
+    parser.add_argument("spec", metavar="SPEC", help="[NAME=]PATH[:SIZE[:PRIO]]")
+    options = parser.parse_args(arguments)
+    pid, pool = process_of(options.process)
+    spec = parse_swap(options.spec)
+    if spec is None or spec.path is None:
+        raise UsageError("swapon of none is nothing to do: name a directory or a file, for example /var/tmp:8G.")
+    # Where the program is, the same words would mean another place.
+    tier = "" if spec.tier is None else f"{spec.tier}="
+    whole = f"{tier}{absolute(spec.path)}:{'' if spec.limit is None else spec.limit}:{spec.priority}"
+
+    def carry_out() -> None:
+        from userswap.control.client import ask, reach
+
+        swap = ask(reach(pid), {"do": "swapon", "pool": pool, "spec": whole})["swap"]
+        size = f"up to {format_size(swap['limit_bytes'])}, priority {swap['priority']}, tier {swap['tier']}"
+        print(f"{options.process}: {swap['name']} is in use ({size}).")
+
+    return plainly(carry_out)
+
+
+def prepare_swapoff(arguments: list[str]) -> Callable[[], int]:
+    """Return `userswap swapoff`. Raises UsageError."""
+    parser = Parser(
+        prog="userswap swapoff",
+        description="Empty a swap file of a program that runs, and do without it.",
+        epilog="What is in it moves to other swap files and to RAM, while the program runs. Ctrl-C stops that: the file "
+        "is in use again. userswap ps --swaps shows which there are.",
+    )
+    parser.add_argument("process", metavar="PID", help=PROCESS)
+    parser.add_argument("path", metavar="PATH", help="as it was given to the program, or another name of the place")
+    options = parser.parse_args(arguments)
+    pid, pool = process_of(options.process)
+    if not options.path or "\0" in options.path:
+        raise UsageError("Say which swap file: userswap ps --swaps shows them.")
+    path = absolute(options.path)
+
+    def carry_out() -> None:
+        from userswap.control.client import reach
+
+        line = reach(pid)
+        try:
+            line.send({"do": "swapoff", "pool": pool, "path": path})
+            await_empty(line, options.path)
+        finally:
+            line.close()
+        print(f"{options.process}: {options.path} is not used any more.")
+
+    return plainly(carry_out)
+
+
+def absolute(path: str) -> str:
+    """A path that means the same to a program elsewhere."""
+    return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 - links stay, and so do their names
+
+
+def await_empty(line: "Line", path: str) -> None:
+    """Show how far a swapoff is until it ends; Ctrl-C asks the program to stop. Raises ControlError."""
+    from userswap.control.client import PATIENCE, checked, silent
+
+    begun, shown, stopping = time.monotonic(), 0.0, False
+    patience: float | None = PATIENCE
+    bar = sys.stderr.isatty()
+    while True:
+        try:
+            answer = line.next(patience)
+        except TimeoutError:
+            patience = None
+            print(f"userswap: {silent(line.pid)}", file=sys.stderr)
+            continue
+        except KeyboardInterrupt:
+            if stopping:
+                raise
+            stopping = True
+            line.no_more()
+            print("\nuserswap: Stopping; once more Ctrl-C to wait no longer.", file=sys.stderr)
+            continue
+        if "progress" not in answer:
+            break
+        done, total = answer["progress"]
+        now = time.monotonic()
+        if bar and not stopping:
+            width = 30 * done // max(total, 1)
+            left = (now - begun) * (total - done) / done if done else 0
+            text = f"{'█' * width}{'░' * (30 - width)} {format_size(done)} of {format_size(total)}, {left:.0f} s left"
+            print(f"\r{path}: {text}\x1b[K", end="", file=sys.stderr, flush=True)
+        elif not bar and now - shown >= 1:
+            shown = now
+            print(f"{path}: {format_size(done)} of {format_size(total)}", file=sys.stderr, flush=True)
+    if bar and not stopping:
+        print("\r\x1b[K", end="", file=sys.stderr)
+    try:
+        checked(answer)
+    except ControlError as error:
+        if stopping:
+            print(f"userswap: {error}", file=sys.stderr)
+            raise Stopped from None
+        raise
+
+
+class Stopped(Exception):  # noqa: N818 - no error: it was asked for
+    """Ctrl-C, and the program has stopped what it was at, and said so."""
+
+
 def said(key: str, value: Any) -> str:
     """A setting for a person."""
     if isinstance(value, bool):
@@ -79,6 +197,8 @@ def plainly(carry_out: Callable[[], None]) -> Callable[[], int]:
         except OSError as error:
             print(f"userswap: The program could not be asked ({error}).", file=sys.stderr)
             return 1
+        except Stopped:
+            return 130
         except KeyboardInterrupt:
             print("userswap: Nobody waits any more; the program may still do it.", file=sys.stderr)
             return 130

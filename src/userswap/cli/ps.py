@@ -45,20 +45,21 @@ def prepare(arguments: list[str]) -> Callable[[], int]:
     parser = Parser(prog="userswap ps", description="Programs of yours that run with userswap.", epilog=EPILOG)
     parser.add_argument("--json", action="store_true", help="figures in bytes, as a JSON list")
     parser.add_argument("--watch", action="store_true", help="again every second, with faults a second, until Ctrl-C")
+    parser.add_argument("--swaps", action="store_true", help="show each pool's swap files, too")
     options = parser.parse_args(arguments)
 
     def action() -> int:
         if not options.watch:
-            show(look(), {}, options.json, watching=False)
+            show(look(), {}, options.json, swaps=options.swaps, watching=False)
             return 0
         with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
-            watch(options.json)
+            watch(options.json, options.swaps)
         return 0
 
     return action
 
 
-def watch(as_json: bool) -> None:
+def watch(as_json: bool, swaps: bool) -> None:
     """Show the processes again and again."""
     before: dict[tuple[int, int], tuple[float, int]] = {}
     while True:
@@ -73,7 +74,7 @@ def watch(as_json: bool) -> None:
         before = {key: (now, count) for key, count in faults.items()}
         if sys.stdout.isatty() and not as_json:
             print("\x1b[H\x1b[2J", end="")
-        show(processes, rates, as_json, watching=True)
+        show(processes, rates, as_json, swaps=swaps, watching=True)
         sys.stdout.flush()
         time.sleep(PERIOD)
 
@@ -128,7 +129,9 @@ def command_of(pid: int) -> str:
     return " ".join([Path(words[0]).name, *words[1:]])
 
 
-def show(processes: list[Process], rates: dict[tuple[int, int], float], as_json: bool, *, watching: bool) -> None:
+def show(
+    processes: list[Process], rates: dict[tuple[int, int], float], as_json: bool, *, swaps: bool, watching: bool
+) -> None:
     """Print them."""
     if as_json:
         print(json.dumps([process.as_json() for process in processes], indent=None if watching else 1))
@@ -138,24 +141,34 @@ def show(processes: list[Process], rates: dict[tuple[int, int], float], as_json:
         return
     heads = (*HEADS, "FAULTS/S") if watching else HEADS
     depths: dict[int, int] = {}
-    rows: list[tuple[list[str], str]] = []
+    rows: list[tuple[list[str], str, list[str]]] = []
     for process in processes:
         depths[process.pid] = depth = 0 if process.parent is None else depths[process.parent] + 1
         command = "  " * (depth - 1) + "└ " * (depth > 0) + process.command
         if process.pools is None:
-            rows.append(([str(process.pid), *[""] * (len(heads) - 1)], f"{command} (does not answer: busy or stopped)"))
+            rows.append(
+                ([str(process.pid), *[""] * (len(heads) - 1)], f"{command} (does not answer: busy or stopped)", [])
+            )
         for pool in process.pools or []:
             name = f"{process.pid}/{pool['pool']}" if len(process.pools or []) > 1 else str(process.pid)
             cells = [name, *cells_of(pool)]
             if watching:
                 rate = rates.get((process.pid, pool["pool"]))
                 cells.append("" if rate is None else f"{rate:,.0f}")
-            rows.append((cells, command))
-    widths = [max(len(head), *(len(cells[at]) for cells, _ in rows)) for at, head in enumerate(heads)]
+            rows.append((cells, command, [described(swap) for swap in pool["swaps"]] if swaps else []))
+    widths = [max(len(head), *(len(cells[at]) for cells, _, _ in rows)) for at, head in enumerate(heads)]
     most = shutil.get_terminal_size().columns if sys.stdout.isatty() else 1 << 16
-    for cells, command in [([*heads], "COMMAND"), *rows]:
+    for cells, command, files in [([*heads], "COMMAND", []), *rows]:
         line = "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-        print(f"{line}  {command}"[:most])
+        print("\n".join(text[:most] for text in [f"{line}  {command}", *files]))
+
+
+def described(swap: dict[str, Any]) -> str:
+    """A swap file for a person."""
+    from userswap.control.client import printable
+
+    use = f"{format_size(swap['used_bytes'])} of {format_size(swap['limit_bytes'])}"
+    return f"    {printable(swap['name'])}: {use}, priority {swap['priority']}, tier {swap['tier']}, {swap['state']}"
 
 
 def cells_of(pool: dict[str, Any]) -> list[str]:

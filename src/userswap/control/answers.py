@@ -7,7 +7,9 @@ See docs/control.md for the messages.
 
 import json
 import os
+import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from userswap.control.listener import Asked
@@ -85,7 +87,9 @@ def text_of(message: Message, key: str) -> str:
 
 def figures(number: int, pool: Pool) -> Message:
     """What `ps` shows of a pool."""
-    return {"pool": number, **pool.stats().as_dict(), "hard": pool.hard, "budget_reason": pool.budget_reason}
+    swaps = [asdict(file) for file in pool.swaps()]
+    own = {"hard": pool.hard, "budget_reason": pool.budget_reason, "swaps": swaps}
+    return {"pool": number, **pool.stats().as_dict(), **own}
 
 
 def say_all(message: Message, asked: Asked) -> Message:
@@ -130,5 +134,35 @@ def switch(pool: Pool, text: str) -> bool:
     return found
 
 
+def swap_on(message: Message, asked: Asked) -> Message:
+    """One swap file more."""
+    number, pool = pool_of(message)
+    return {"pool": number, "swap": asdict(pool.swapon(text_of(message, "spec")))}
+
+
+def swap_off(message: Message, asked: Asked) -> Message:
+    """One swap file less, if its client waits for that to its end."""
+    number, pool = pool_of(message)
+    path = text_of(message, "path")
+    last = 0.0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        if asked.gone():
+            raise ControlError(f"Stopped: {path} is in use again; what has left it stays where it is now.")
+        if time.monotonic() - last >= PROGRESS_PERIOD:
+            last = time.monotonic()
+            asked.send(json.dumps({"progress": [done, total]}).encode() + b"\n")
+
+    pool.swapoff(path, progress=progress)
+    return {"pool": number, "path": path}
+
+
+PROGRESS_PERIOD = 0.1
 SETTINGS: dict[str, Callable[[Pool, str], Any]] = {"ram": budget, "hard": switch}
-ACTIONS: dict[str, Callable[[Message, Asked], Message]] = {"ps": say_all, "set": set_values}
+ACTIONS: dict[str, Callable[[Message, Asked], Message]] = {
+    "ps": say_all,
+    "set": set_values,
+    "swapon": swap_on,
+    "swapoff": swap_off,
+}
