@@ -261,6 +261,20 @@ for pid in (uses, idle, makes): assert os.waitpid(pid, 0)[1] == 0
     end(program)
 
 
+def test_a_child_does_not_keep_its_parents_socket(start: Start, place: Path) -> None:
+    program = start("""
+pool = userswap.Pool(ram=64 * MiB)
+if os.fork() == 0:
+    sys.stdin.readline()
+    os._exit(0)
+wait_for_end()
+""")
+    program.kill()
+    program.wait()
+    assert listed() == {}, "nobody listens to it, though the child lives"
+    assert names(place) == []
+
+
 # ---- set ----
 
 
@@ -504,7 +518,7 @@ def test_what_is_no_message_of_ours_does_nothing(start: Start, place: Path) -> N
         (b'{"userswap": 2, "do": "ps"}\n', "The program speaks version 1 of userswap's messages, and was sent"),
         (
             b'{"userswap": 1, "do": "eval"}\n',
-            "There is nothing called 'eval' to do here, only ps, set, swapon, swapoff",
+            "There is nothing called 'eval' to do here, only ps, set, ",
         ),
         (b'{"userswap": 1, "do": ["ps"]}\n', "There is nothing called ['ps'] to do here"),
         (b'{"userswap": 1}\n', "There is nothing called None to do here"),
