@@ -89,7 +89,9 @@ def test_several_specs(tmp_path: Path) -> None:
 
 def test_names_of_tiers() -> None:
     tiers = Tiers()
-    tiers.add([SwapSpec("/a", None), SwapSpec("/b", None, 10), SwapSpec("/c", None, 10, "fast"), SwapSpec("/d", None, -2)])
+    tiers.add(
+        [SwapSpec("/a", None), SwapSpec("/b", None, 10), SwapSpec("/c", None, 10, "fast"), SwapSpec("/d", None, -2)]
+    )
     assert [tiers.name(priority) for priority in (0, 10, -2)] == ["file", "fast", "file-2"]
     assert tiers.policy(None) == 511
     assert tiers.policy("zswap") == 1
@@ -110,10 +112,10 @@ def test_names_of_tiers() -> None:
 def test_a_bad_one_of_several_leaves_nothing_open(tmp_path: Path) -> None:
     fresh_pool(swap="none" if DESIGN not in BOUND else str(tmp_path)).close()
     (tmp_path / "mine").write_text("years of work")
-    before = sorted(os.listdir("/proc/self/fd"))
-    with pytest.raises(SwapPathError, match="years|holds 13 B"):
+    before = sorted(path.name for path in Path("/proc/self/fd").iterdir())
+    with pytest.raises(SwapPathError, match="holds 13 B"):
         userswap.Pool(ram="32MiB", swap=[f"{tmp_path}/a:8M", f"{tmp_path}/mine:8M"])
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert sorted(path.name for path in Path("/proc/self/fd").iterdir()) == before
     assert (tmp_path / "mine").read_text() == "years of work"
 
 
@@ -376,10 +378,10 @@ def test_swapoff_of_the_last_file_into_the_budget(tmp_path: Path) -> None:
         packed = pool.array(data("walk", 8 * MIB, 1))
         raw = noise(pool, 64, 2)
         pool.writeback()
-        descriptors = len(os.listdir("/proc/self/fd"))
+        descriptors = len(list(Path("/proc/self/fd").iterdir()))
         pool.swapoff(f"{tmp_path}/a")
         assert pool.swaps() == [] and pool.stats().slot_bytes == 0
-        assert len(os.listdir("/proc/self/fd")) == descriptors - 1
+        assert len(list(Path("/proc/self/fd").iterdir())) == descriptors - 1
         stats = check_pool(pool)
         assert stats.peak_bytes <= 48 * MIB + MIB
         assert (packed == data("walk", len(packed), 1)).all()

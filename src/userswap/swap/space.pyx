@@ -39,7 +39,7 @@ from userswap.native.mman cimport (
     MADV_DONTDUMP, MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE,
     PROT_READ, PROT_WRITE, madvise, mmap, munmap,
 )
-from userswap.native.us cimport us_add, us_assert, us_chaos, us_lock, us_now, us_read, us_trylock, us_unlock, us_write
+from userswap.native.us cimport us_add, us_chaos, us_lock, us_now, us_read, us_trylock, us_unlock, us_write
 from userswap.swap.dedupe cimport DEDUPE_WAYS, dedupe_add, dedupe_close, dedupe_find, dedupe_open
 from userswap.swap.entry cimport (
     SAME, SLOT, SLOT_RUN, ZSWAP, entry_make, entry_payload, entry_type, same_fits, same_make, same_value, slot_count,
@@ -717,7 +717,8 @@ cdef uint32_t tiers_of(SwapSpace* s, uint64_t entry) noexcept nogil:
 
 cdef bint stored_alike(SwapSpace* s, Worker* worker, uint64_t entry, const void* bytes, int length, bint raw,
                        uint32_t tiers) noexcept nogil:
-    """Whether a locked entry's storage holds exactly these bytes: packed ones, or a folio as it is; for the same tiers."""
+    """Whether a locked entry's storage holds exactly these bytes: packed ones, or a folio as it is; and for these
+    tiers."""
     cdef uint32_t stored
     cdef const char* memory
     cdef int slots = (length + SLOT_BYTES - 1) // SLOT_BYTES
@@ -1452,7 +1453,7 @@ cdef void settle(Mover* m, int i, uint64_t fresh) noexcept nogil:
 
 
 cdef bint send(Mover* m, int first, int count) noexcept nogil:
-    """Some of the picked runs, which are in `incoming`, to one run of slots of another file. False: there is no room."""
+    """Some of the picked runs, which are in `incoming`, to one run of another file. False: there is no room."""
     cdef SwapSpace* s = m.s
     cdef int64_t at = 0, slot = 0, length
     cdef uint64_t entry
