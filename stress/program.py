@@ -289,7 +289,7 @@ class Program:
             return
         from userswap.errors import SwapOffError, SwapPathError
 
-        class Enough(Exception):
+        class Enough(Exception):  # noqa: N818 - no error
             pass
 
         def stop(done: int, total: int) -> None:

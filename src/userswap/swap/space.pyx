@@ -568,8 +568,8 @@ cdef int write_to(SwapSpace* s, Place* place, const char* data, int slots, int64
 
 cdef int run_write(SwapSpace* s, uint32_t tiers, int64_t below, const char* data, int slots, int* device,
                    int64_t* slot) noexcept nogil:
-    """Stores a run of slots in a swap file: of these tiers, of a priority below this one. Higher priorities first, equal
-    ones by turns; of one that is full, the next. 0, or -errno: -ENODEV if none may be used at all."""
+    """Stores a run of slots in a swap file: of these tiers, of a priority below this one. Higher priorities first,
+    equal ones by turns; of one that is full, the next. 0, or -errno: -ENODEV if none may be used at all."""
     cdef int error = -ENODEV, got, first, i, t
     cdef Tier* tier
     for t in range(s.tier_count):
@@ -870,8 +870,8 @@ cdef void write_gathered(SwapSpace* s, uint32_t tiers, Leaving* leaving, const i
 
 cdef int gather(SwapSpace* s, Worker* worker, uint32_t tiers, Leaving* leaving, int i, int* which, int count,
                 int64_t* bytes) noexcept nogil:
-    """Folio i is in worker.packed and goes to a file: with the others that are gathered (by who has the lock), if it has
-    room there. How many are gathered now."""
+    """Folio i is in worker.packed and goes to a file: with the others that are gathered (by who has the lock), if it
+    has room there. How many are gathered now."""
     if s.bounce != NULL and bytes[0] + round_up(leaving[i].packed) > s.bounce_bytes:
         write_gathered(s, tiers, leaving, which, count, bytes[0])
         bytes[0] = 0
@@ -1295,8 +1295,8 @@ cdef int64_t swap_compact(SwapSpace* s, int percent, int64_t effort) noexcept no
 
 
 cdef int write_group(SwapSpace* s, int count, uint32_t tiers, int64_t* moved) noexcept nogil:
-    """Writes those of the locked objects that `picked` names to one run of slots and points their owners there. On failure
-    everything is as before."""
+    """Writes those of the locked objects that `picked` names to one run of slots and points their owners there. On
+    failure everything is as before."""
     cdef uint32_t length
     cdef const char* packed
     cdef int64_t at = 0, slot = 0
@@ -1527,8 +1527,8 @@ cdef void send_picked(Mover* m, int count) noexcept nogil:
 
 
 cdef void fetch_runs(Mover* m, int first, int end) noexcept nogil:
-    """Reads the runs first .. end - 1, in a row but for small gaps, to their places in `incoming`. What can't be read is
-    unlocked, and not `left`."""
+    """Reads the runs first .. end - 1, in a row but for small gaps, to their places in `incoming`. What can't be read
+    is unlocked, and not `left`."""
     cdef SwapSpace* s = m.s
     cdef int64_t start = <int64_t>s.moving[first], base = <int64_t>s.moving[0]
     cdef int64_t length = <int64_t>s.moving[end - 1] - start + run_bytes(s.owners[end - 1]) // SLOT_BYTES
@@ -1545,8 +1545,8 @@ cdef void fetch_runs(Mover* m, int first, int end) noexcept nogil:
 
 
 cdef bint move_some(Mover* m, uint32_t cluster, uint32_t* at) noexcept nogil:
-    """Some of a cluster's runs from `at` on, as many as `incoming` takes. With the writeback lock. Whether there are more
-    in it."""
+    """Some of a cluster's runs from `at` on, as many as `incoming` takes. With the writeback lock. Whether there are
+    more in it."""
     cdef SwapSpace* s = m.s
     cdef int64_t busy = 0, end
     cdef int i, first, n, count
