@@ -373,8 +373,8 @@ class Pool:
             machine leaves, and follows that while the program runs.
         swap: a swap file ``"[NAME=]PATH[:SIZE[:PRIO]]"``, where PATH may be a directory for an unlinked one, or
             several of these; ``"none"`` for none; None makes an unlinked temporary file, used only when the budget does
-            not hold what is compressed. Files of a higher priority (PRIO, 0 by default) are used first, those of an equal one by
-            turns. All files of one priority are a tier, which has a NAME if one of them gives it, else "file" or, for
+            not hold what is compressed. Files of a higher priority (PRIO, 0 by default) are used first, those of an equal
+            one by turns. All files of one priority are a tier, which has a NAME if one of them gives it, else "file" or, for
             priority 10, "file10".
         tiers: which tiers arrays may be swapped out to, for example ``"zswap"``, ``"zswap,ssd"`` or ``"ssd"``; zswap is
             compressed memory in RAM. None: to all that there are.
