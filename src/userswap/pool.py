@@ -371,11 +371,11 @@ class Pool:
     Args:
         ram: the budget, bytes or text such as ``"512MiB"``; None takes what the container's limit or the
             machine leaves, and follows that while the program runs.
-        swap: a swap file ``"[NAME=]PATH[:SIZE[:PRIO]]"``, where PATH may be a directory for an unlinked one, or
-            several of these; ``"none"`` for none; None makes an unlinked temporary file, used only when the budget does
-            not hold what is compressed. Files of a higher priority (PRIO, 0 by default) are used first, those of an equal
-            one by turns. All files of one priority are a tier, which has a NAME if one of them gives it, else "file" or, for
-            priority 10, "file10".
+        swap: a swap file ``"[NAME=]PATH[:SIZE[:PRIO]]"``, where PATH may be a directory for an unlinked one, or several
+            of these; ``"none"`` for none; None makes an unlinked temporary file, used only when the budget does not
+            hold what is compressed. Files of a higher priority (PRIO, 0 by default) are used first, those of an equal
+            one by turns. All files of one priority are a tier, which has a NAME if one of them gives it, else "file"
+            or, for priority 10, "file10".
         tiers: which tiers arrays may be swapped out to, for example ``"zswap"``, ``"zswap,ssd"`` or ``"ssd"``; zswap is
             compressed memory in RAM. None: to all that there are.
         min_array: from which size on `install` lets arrays live here.
