@@ -181,9 +181,11 @@ def test_ps_says_so_if_there_is_nothing(place: Path) -> None:
 
 def test_ps_shows_the_command_without_what_a_terminal_obeys(start: Start) -> None:
     start("wait_for_end() # \x1b[2J", "--ram", "48M", "--quiet")
-    row = userswap("ps").stdout.splitlines()[1]
+    shown = userswap("ps").stdout
+    row = shown.removesuffix("\n").split("\n", 1)[1]
     assert "userswap run --ram 48M --quiet -c" in row
-    assert row.isprintable()
+    assert "wait_for_end() # ?[2J" in row
+    assert row.isprintable(), "one line, too"
 
 
 def test_ps_watches_and_counts_faults(start: Start) -> None:
@@ -501,6 +503,28 @@ def test_a_swapoff_is_undone_when_its_client_dies_or_its_program_ends(start: Sta
     assert json.loads(last.splitlines()[-1])["error"].startswith("Stopped: ")
 
 
+def test_a_socket_says_who_listens_to_it(start: Start, place: Path) -> None:
+    """What has the name of a process but is another's is not talked to; nor removed, as somebody listens."""
+    plain = start("wait_for_end()")
+    place.mkdir(mode=0o700)
+    others = []
+    for number in (plain.pid, 4999999):  # the second is no process here, but may be one elsewhere
+        others.append(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        others[-1].bind(str(place / str(number)))
+        others[-1].listen()
+    start(ARRAY)
+    assert sorted(names(place), key=int)[-1] == "4999999"
+    assert plain.pid not in listed()
+    assert {str(plain.pid), "4999999"} < set(names(place))
+    result = userswap("set", str(plain.pid), "ram=1G")
+    assert result.returncode == 1
+    assert (
+        f"it is not process {plain.pid} that listens there, but {os.getpid()} of user {os.geteuid()}" in result.stderr
+    )
+    for other in others:
+        other.close()
+
+
 # ---- messages and clients that are not as they should be ----
 
 
@@ -655,9 +679,12 @@ print(listener.path())
     )  # fmt: skip
     assert "may be entered by others (mode 0755, and it should be 0700)" in result.stderr
     place.rmdir()
-    place.symlink_to("/tmp")
-    end(start(code))
-    assert not list(Path("/tmp").glob(f"{program.pid}"))
+    (place.parent / "elsewhere").mkdir(mode=0o700)
+    place.symlink_to(place.parent / "elsewhere")
+    program = start(code)
+    assert list(place.iterdir()) == [], "not where a link leads, either"
+    assert end(program) == ("None\n", "")
+    place.unlink()
 
 
 # ---- the program notices nothing ----

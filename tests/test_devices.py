@@ -89,7 +89,9 @@ def test_several_specs(tmp_path: Path) -> None:
 
 def test_names_of_tiers() -> None:
     tiers = Tiers()
-    tiers.add([SwapSpec("/a", None), SwapSpec("/b", None, 10), SwapSpec("/c", None, 10, "fast"), SwapSpec("/d", None, -2)])
+    tiers.add(
+        [SwapSpec("/a", None), SwapSpec("/b", None, 10), SwapSpec("/c", None, 10, "fast"), SwapSpec("/d", None, -2)]
+    )
     assert [tiers.name(priority) for priority in (0, 10, -2)] == ["file", "fast", "file-2"]
     assert tiers.policy(None) == 511
     assert tiers.policy("zswap") == 1
@@ -110,10 +112,10 @@ def test_names_of_tiers() -> None:
 def test_a_bad_one_of_several_leaves_nothing_open(tmp_path: Path) -> None:
     fresh_pool(swap="none" if DESIGN not in BOUND else str(tmp_path)).close()
     (tmp_path / "mine").write_text("years of work")
-    before = sorted(os.listdir("/proc/self/fd"))
-    with pytest.raises(SwapPathError, match="years|holds 13 B"):
+    before = sorted(path.name for path in Path("/proc/self/fd").iterdir())
+    with pytest.raises(SwapPathError, match="holds 13 B"):
         userswap.Pool(ram="32MiB", swap=[f"{tmp_path}/a:8M", f"{tmp_path}/mine:8M"])
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert sorted(path.name for path in Path("/proc/self/fd").iterdir()) == before
     assert (tmp_path / "mine").read_text() == "years of work"
 
 
@@ -240,13 +242,16 @@ def test_policies(tmp_path: Path) -> None:
         assert then["h"] > first["h"] * 1.8, "and what may be in both has moved"
         assert in_zswap * 0.4 < pool.stats().pool_bytes < in_zswap * 0.6, "what may be in zswap only has not"
         check_pool(pool)
-        copy = pool.snapshot(ssd)
+        copy = pool.snapshot(hdd)
         copy[::FOLIO] += 1
         while pool.evict():
             pass
-        pool.writeback()
-        assert used(pool)["s"] > first["s"] * 1.8, "a snapshot keeps to the tiers of its array"
-        assert used(pool)["h"] == then["h"]
+        assert used(pool)["h"] > then["h"] + first["h"] * 0.8, "a snapshot keeps to the tiers of its array"
+        for _ in range(3):  # what comes back often would be promoted to zswap
+            assert (ssd == data("walk", len(ssd), 2)).all()
+            while pool.evict():
+                pass
+        assert used(pool)["s"] == first["s"] and pool.stats().promotions == 0
         for array, seed in ((ram, 1), (ssd, 2), (hdd, 3), (both, 4)):
             assert (array == data("walk", len(array), seed)).all()
         check_pool(pool)
@@ -277,9 +282,7 @@ def test_a_pool_of_zswap_alone_never_writes(tmp_path: Path) -> None:
         array = pool.array(data("walk", 24 * MIB, 1))
         while pool.evict():
             pass
-        with pytest.raises(OSError):
-            pool.writeback()
-            raise OSError("nothing could be moved")
+        assert pool.writeback() == 0, "nothing is tried in vain"
         assert pool.swaps()[0].written_bytes == 0
         assert (array == data("walk", len(array), 1)).all()
 
@@ -376,10 +379,10 @@ def test_swapoff_of_the_last_file_into_the_budget(tmp_path: Path) -> None:
         packed = pool.array(data("walk", 8 * MIB, 1))
         raw = noise(pool, 64, 2)
         pool.writeback()
-        descriptors = len(os.listdir("/proc/self/fd"))
+        descriptors = len(list(Path("/proc/self/fd").iterdir()))
         pool.swapoff(f"{tmp_path}/a")
         assert pool.swaps() == [] and pool.stats().slot_bytes == 0
-        assert len(os.listdir("/proc/self/fd")) == descriptors - 1
+        assert len(list(Path("/proc/self/fd").iterdir())) == descriptors - 1
         stats = check_pool(pool)
         assert stats.peak_bytes <= 48 * MIB + MIB
         assert (packed == data("walk", len(packed), 1)).all()
@@ -671,6 +674,36 @@ assert (first == noise(16 * MIB, 1)).all() and (other == noise(8 * MIB, 5)).all(
 
 
 @unbound
+def test_slots_kept_for_a_child_are_not_in_the_way_of_a_swapoff(tmp_path: Path) -> None:
+    """What the parent freed and a child still reads belongs to no id of the parent's: there is nothing to move."""
+    fork_program(
+        """
+pool = userswap.Pool(ram="24MiB", swap=[f"{here}/a:64M:1", f"{here}/b:64M"], children="own")
+first, second = pool.array(noise(8 * MIB, 1)), pool.array(noise(8 * MIB, 2))
+out(pool)
+ready, go = os.pipe()
+def work():
+    os.close(go)
+    os.read(ready, 1)
+    assert (first == noise(8 * MIB, 1)).all() and (second == noise(8 * MIB, 2)).all()
+pid = child(work)
+first[:] = 3            # the slots that it had are kept for the child
+out(pool)
+assert pool._core.check()["wrong"] == 0
+third = pool.array(noise(4 * MIB, 3))
+out(pool)
+assert used(pool)["a"] == 12 * MIB, used(pool)
+pool.swapoff(f"{here}/a")
+assert used(pool) == {"b": 12 * MIB}, used(pool)
+assert (third == noise(4 * MIB, 3)).all() and (first == 3).all()
+os.close(ready); os.close(go)
+end(pid)
+""",
+        tmp_path,
+    )
+
+
+@unbound
 def test_numbers_of_files_are_given_back(tmp_path: Path) -> None:
     """An entry has 16 of them: chains of forks that let go of what they inherited never run out."""
     fork_program(
@@ -700,7 +733,7 @@ def deep(depth):
     del a
     if depth:
         end(child(lambda: deep(depth - 1)))
-deep(12)
+deep(20)
 """.replace('assert used(pool) == {"3": 0, "2": 0} | used(pool)\n    ', ""),
         tmp_path,
     )
@@ -788,8 +821,11 @@ def test_signals_are_heeded_between_pieces(tmp_path: Path) -> None:
         pytest.skip("this design has one swap file")
     with fresh_pool(swap=places(tmp_path, "a:64M:1", "b:64M")) as pool:
         raw = noise(pool, 256, 2)
+        # Whoever starts the tests in the background has it ignored.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         with pytest.raises(KeyboardInterrupt):
             pool.swapoff(tmp_path / "a", lambda done, total: os.kill(os.getpid(), signal.SIGINT))
+        signal.signal(signal.SIGINT, before)
         assert pool.swaps()[0].state == "on"
         assert (raw == data("noise", len(raw), 2)).all()
 

@@ -442,8 +442,8 @@ cdef class Core:
 
 
 cdef class Draining:
-    """A swapoff: nothing new goes to the place from its start on; `step` until nothing is left, then `finish`. If it ends
-    otherwise the place is as before, but for what has moved."""
+    """A swapoff: nothing new goes to the place from its start on; `step` until nothing is left, then `finish`. If it
+    ends otherwise the place is as before, but for what has moved."""
     cdef MemoryPool* pool
     cdef int place
     cdef int pid
@@ -484,8 +484,8 @@ cdef class Draining:
         return left
 
     def step(self, bint to_zswap):
-        """Move a piece to other files, or what has no room there to zswap: (bytes moved, runs that somebody was at, bytes
-        without room, errno, whether that was the end of the file)."""
+        """Move a piece to other files, or what has no room there to zswap: (bytes moved, runs that somebody was at,
+        bytes without room, errno, whether that was the end of the file)."""
         cdef Moved moved
         cdef bint more = False
         memset(&moved, 0, sizeof(moved))

@@ -51,7 +51,8 @@ class SwapPathError(UserswapError):
 
 
 class SwapOffError(UserswapError):
-    """A swap file can't be emptied: there is no room elsewhere, or what is in it can't be read. It is in use as before."""
+    """A swap file can't be emptied: there is no room elsewhere, or what is in it can't be read. It is in use as
+    before."""
 
     def __init__(self, sentence: str, missing_bytes: int = 0) -> None:
         super().__init__(sentence)

@@ -201,8 +201,8 @@ def new_handler(core: Core):
 
 
 def call_with_handler(handler, tiers, function, *args, **kwargs):
-    """Call `function` with `handler` as NumPy's allocator in this context; returns what it returns. `tiers`: where what it
-    allocates may be, a bit each; 0: where the pool says."""
+    """Call `function` with `handler` as NumPy's allocator in this context; returns what it returns. `tiers`: where what
+    it allocates may be, a bit each; 0: where the pool says."""
     cdef unsigned wanted = us_want_tiers(tiers)
     before = PyDataMem_SetHandler(handler)
     try:

@@ -59,6 +59,7 @@ DELIVERIES = ("auto", "signal", "thread", "segv")
 MOST_WORKERS = 8
 LINUX_MAPPINGS = 65530
 LEAST_ARRAY = 4096
+MOST_WAITS = 3000  # of 10 ms, for what a swapoff can't get at
 LEAST_RESIDENT = 8 << 20
 BUDGET = "the budget (ram)"
 _start_lock = threading.Lock()
@@ -389,11 +390,11 @@ class Pool:
     Args:
         ram: the budget, bytes or text such as ``"512MiB"``; None takes what the container's limit or the
             machine leaves, and follows that while the program runs.
-        swap: a swap file ``"[NAME=]PATH[:SIZE[:PRIO]]"``, where PATH may be a directory for an unlinked one, or several of
-            these; ``"none"`` for none; None makes an unlinked temporary file, used only when the budget does not hold
-            what is compressed. Files of a higher priority (PRIO, 0 by default) are used first, those of an equal one by
-            turns. All files of one priority are a tier, which has a NAME if one of them gives it, else "file" or, for
-            priority 10, "file10".
+        swap: a swap file ``"[NAME=]PATH[:SIZE[:PRIO]]"``, where PATH may be a directory for an unlinked one, or several
+            of these; ``"none"`` for none; None makes an unlinked temporary file, used only when the budget does not
+            hold what is compressed. Files of a higher priority (PRIO, 0 by default) are used first, those of an equal
+            one by turns. All files of one priority are a tier, which has a NAME if one of them gives it, else "file"
+            or, for priority 10, "file10".
         tiers: which tiers arrays may be swapped out to, for example ``"zswap"``, ``"zswap,ssd"`` or ``"ssd"``; zswap is
             compressed memory in RAM. None: to all that there are.
         min_array: from which size on `install` lets arrays live here.
@@ -531,15 +532,15 @@ class Pool:
             if error.errno == errno.EINVAL:
                 raise _one_swap_file("of this pool") from None
             raise SwapPathError(
-                f"{file.name} would be one swap file too many: a pool and the processes that it was forked from have 16 "
-                "at most. Take one away before (swapoff), or make one of them larger."
+                f"{file.name} would be one swap file too many: a pool and the processes that it was forked from have "
+                "16 at most. Take one away before (swapoff), or make one of them larger."
             ) from None
         named = identities(SwapSpec(file.name, None))
         self._places[place] = _Place(spec, file.name, file.direct, frozenset(named))
         if file.network:
             print(
-                f"userswap: {file.name} is on a network file system ({file.network}): swap there may be slow, and a server "
-                "that goes away stops the program. A local disk is better.",
+                f"userswap: {file.name} is on a network file system ({file.network}): swap there may be slow, and a "
+                "server that goes away stops the program. A local disk is better.",
                 file=sys.stderr,
             )
         return place
@@ -565,14 +566,12 @@ class Pool:
         place = self._use(wanted, open_spec(wanted))
         return next(file for file in self._files() if file[0] == place)[1]
 
-    def swapoff(
-        self, path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None
-    ) -> None:
+    def swapoff(self, path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> None:
         """Empty a swap file and do without it, while the program runs; other threads are not held up.
 
-        What is in it moves to other swap files, by priority, and what finds no room there to the compressed pool, as far
-        as the budget has room. It costs time for what is in use, not for the size of the file. If it can't be done, or
-        is interrupted (Ctrl-C, an exception in `progress`), the file is in use again, and what has moved stays where
+        What is in it moves to other swap files, by priority, and what finds no room there to the compressed pool, as
+        far as the budget has room. It costs time for what is in use, not for the size of the file. If it can't be done,
+        or is interrupted (Ctrl-C, an exception in `progress`), the file is in use again, and what has moved stays where
         it is.
 
         What forked processes have in the file they keep: it is given back to the disk when the last of them is done
@@ -641,6 +640,12 @@ class Pool:
                 )
             # Somebody was at it, or it was on its way to the file: soon it is not.
             waited = 0 if moved else waited + 1
+            if waited > MOST_WAITS:
+                raise SwapOffError(
+                    f"{name} can't be emptied: {format_size(left)} in it are in use all the time. It is in use as "
+                    "before; try it again later.",
+                    left,
+                )
             time.sleep(min(waited, 10) / 1000)
             moved = busy = stuck = unread = 0
 
@@ -690,8 +695,8 @@ class Pool:
         """An array in this pool, not set to anything (in fact zeros). Arguments as `numpy.empty`.
 
         Args:
-            tiers: which tiers it may be swapped out to, as for `Pool`; None: those of the pool. A snapshot keeps to those
-                of its array.
+            tiers: which tiers it may be swapped out to, as for `Pool`; None: those of the pool. A snapshot keeps
+                to those of its array.
 
         Raises:
             MemoryError: no address space.

@@ -11,8 +11,8 @@ lives in RAM, and it leaves nothing behind:
   take it over.
 - Any other existing file is refused. There is no way to force it: who wants it overwritten removes it first.
 
-A file of its own is asked for once: two on one disk only share its bandwidth, and a second one at the same path would be
-an accident.
+A file of its own is asked for once: two on one disk only share its bandwidth, and a second one at the same path would
+be an accident.
 """
 
 import contextlib
@@ -65,8 +65,8 @@ OTHER_PLACE = "name a directory on a disk with --swap PATH, or go without swap f
 
 @dataclass(frozen=True, slots=True)
 class SwapSpec:
-    """What a user asked for: a place (None: find one), the most bytes to use (None: what the disk has), a priority (higher
-    ones are used first) and maybe a name for the tier of that priority."""
+    """What a user asked for: a place (None: find one), the most bytes to use (None: what the disk has), a priority
+    (higher ones are used first) and maybe a name for the tier of that priority."""
 
     path: str | None
     limit: int | None
@@ -81,7 +81,8 @@ class OpenSwapFile:
     `fd` belongs to whoever gets this. It holds the lock; before it is closed the file must be truncated
     to nothing, which is what empties a file that existed before and does no harm to any other.
     `limit` is the most bytes the file may have, a multiple of 4096. `name` is for messages.
-    `direct`: O_DIRECT works at 4096-byte alignment and is set. `network`: what kind of network file system it is on, or "".
+    `direct`: O_DIRECT works at 4096-byte alignment and is set. `network`: what kind of network file system it is on, or
+    "".
     """
 
     fd: int
@@ -94,9 +95,9 @@ class OpenSwapFile:
 def parse_swap(text: str | os.PathLike[str] | None) -> SwapSpec | None:
     """Return what [NAME=]PATH[:SIZE[:PRIO]] asks for; None when `text` is "none": no swap file at all.
 
-    None, or nothing said, means: find a place, use what it has. A colon that belongs to the path needs a size behind it:
-    "/data/a:b:8G". A file whose name is none is "./none", and one with a = in its path "./a=b". The size may be left out
-    before a priority: "/data::10".
+    None, or nothing said, means: find a place, use what it has. A colon that belongs to the path needs a size behind
+    it: "/data/a:b:8G". A file whose name is none is "./none", and one with a = in its path "./a=b". The size may be
+    left out before a priority: "/data::10".
 
     Raises SwapPathError for an empty path or a bad priority, TierError for a name that none can have, and BadSize for a
     bad size or one below 2 MiB.
@@ -111,11 +112,13 @@ def parse_swap(text: str | os.PathLike[str] | None) -> SwapSpec | None:
     if named:
         tier, rest = named.groups()
         if tier in RESERVED:
-            raise TierError(f"--swap {spec} calls a tier {tier}, which means something else already: choose another name.")
+            raise TierError(
+                f"--swap {spec} calls a tier {tier}, which means something else already: choose another name."
+            )
     elif NEARLY_TIER.fullmatch(spec):
         raise TierError(
-            f"--swap {spec} begins with what is no name of a tier: such a name begins with a small letter and has small "
-            f"letters, digits, - and _. If the = belongs to the path, write ./{spec}."
+            f"--swap {spec} begins with what is no name of a tier: such a name begins with a small letter and has "
+            f"small letters, digits, - and _. If the = belongs to the path, write ./{spec}."
         )
     front, colon, last = rest.rpartition(":")
     middle = front.rpartition(":")[2]
@@ -124,7 +127,8 @@ def parse_swap(text: str | os.PathLike[str] | None) -> SwapSpec | None:
         priority = int(last)
         if abs(priority) > MOST_PRIORITY:
             raise SwapPathError(
-                f"The priority in --swap {spec} is {priority}: it has to be between -{MOST_PRIORITY} and {MOST_PRIORITY}."
+                f"The priority in --swap {spec} is {priority}: it has to be between -{MOST_PRIORITY} and "
+                f"{MOST_PRIORITY}."
             )
         rest = front.removesuffix(":") if not middle.strip() else front
     elif colon and "/" not in last and readable(middle) and not (readable(last) and parse_size(last) >= LEAST_SWAP):

@@ -1,7 +1,7 @@
 """The tiers of a pool: zswap, and for each priority of swap files one, with a name. No state but names and numbers.
 
-A policy says which of them data may be in ("zswap,ssd"); below it is a word with a bit for each: the lowest is zswap's, and
-tiers of swap files get theirs in the order in which they first come up, for as long as the pool lives.
+A policy says which of them data may be in ("zswap,ssd"); below it is a word with a bit for each: the lowest is zswap's,
+and tiers of swap files get theirs in the order in which they first come up, for as long as the pool lives.
 """
 
 from collections.abc import Iterable
@@ -34,8 +34,8 @@ class Tiers:
             before = given.get(spec.priority, named.get(spec.priority))
             if before not in (None, spec.tier):
                 raise TierError(
-                    f"Priority {spec.priority} is the tier {before} already, and can't be {spec.tier}, too: swap files of "
-                    "one tier have one priority. Choose another priority, or the same name."
+                    f"Priority {spec.priority} is the tier {before} already, and can't be {spec.tier}, too: swap files "
+                    "of one tier have one priority. Choose another priority, or the same name."
                 )
             given[spec.priority] = spec.tier
         for spec in wanted:
@@ -44,8 +44,8 @@ class Tiers:
             other = [rank for rank, known in named.items() if known == name and rank != priority]
             if other:
                 raise TierError(
-                    f"The tier {name} has priority {min(priority, *other)} and can't have {max(priority, *other)}, too: give "
-                    "its swap files one priority, or the tiers two names."
+                    f"The tier {name} has priority {min(priority, *other)} and can't have {max(priority, *other)}, "
+                    "too: give its swap files one priority, or the tiers two names."
                 )
         if len(named) > MOST:
             raise TierError(f"A pool has {MOST} tiers of swap files at most: give some files the same priority.")
@@ -73,8 +73,8 @@ class Tiers:
         for name in (part.strip() for part in text.split(",")):
             if name != ZSWAP and name not in self._bits:
                 raise TierError(
-                    f"There is no tier {name!r} in tiers={text!r}, only {', '.join([ZSWAP, *self._bits])}: name some of "
-                    "these, with commas between them."
+                    f"There is no tier {name!r} in tiers={text!r}, only {', '.join([ZSWAP, *self._bits])}: name some "
+                    "of these, with commas between them."
                 )
             word |= 1 if name == ZSWAP else 1 << self._bits[name]
         return word

@@ -3,8 +3,8 @@
 Slots of 4 KiB come in runs that lie within one cluster of 512. Clusters are kept in lists by the longest run
 of free slots they may have, so that a run is found without a search; the number is an upper bound (freeing makes
 it exact or keeps it high enough, a search that failed makes it exact). Writing goes on in one current cluster
-as long as it lasts, then in a whole free one, and only then into holes. Clusters in use are also in a queue, in the order
-in which they were begun: what is in the first ones has not been wanted for longest.
+as long as it lasts, then in a whole free one, and only then into holes. Clusters in use are also in a queue, in the
+order in which they were begun: what is in the first ones has not been wanted for longest.
 
 Owners are words in reserved address space, a page of 4 KiB for each cluster, with memory only where a run has one.
 

@@ -57,6 +57,7 @@ cdef int64_t zswap_compact(Zswap* z, int percent, int64_t effort,
 # The coldest objects (second chance, in the order they came): locks up to `n` of them with
 # `locked` and writes down their handles and owners; together at most `bytes` long (rounded up to 4 KiB each).
 # An object is young when it is new, and again whenever zswap_memory() is asked for it. While there are cold ones
-# (zswap_set_owner_cold), only those: the clock does not move. An owner with all bits of ZSWAP_STAYS is never among them.
+# (zswap_set_owner_cold), only those: the clock does not move. An owner with all bits of ZSWAP_STAYS is never among
+# them.
 cdef int zswap_coldest(Zswap* z, int n, int64_t bytes, uint64_t* handles, uint64_t* owners,
                        zswap_try locked, void* ctx) noexcept nogil

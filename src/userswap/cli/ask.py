@@ -92,8 +92,8 @@ def prepare_swapoff(arguments: list[str]) -> Callable[[], int]:
     parser = Parser(
         prog="userswap swapoff",
         description="Empty a swap file of a program that runs, and do without it.",
-        epilog="What is in it moves to other swap files and to RAM, while the program runs. Ctrl-C stops that: the file is "
-        "in use again. userswap ps --swaps shows which there are.",
+        epilog="What is in it moves to other swap files and RAM while the program runs. Ctrl-C stops that: the file "
+        "is in use again. userswap ps --swaps shows which there are.",
     )
     parser.add_argument("process", metavar="PID", help=PROCESS)
     parser.add_argument("path", metavar="PATH", help="as it was given to the program, or another name of the place")

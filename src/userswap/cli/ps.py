@@ -16,6 +16,7 @@ from userswap.sizes import format_size
 __all__ = ["prepare"]
 
 PERIOD = 1.0
+SILENT = "(does not answer: busy or stopped)"
 HEADS = ("PID", "BUDGET", "ALLOWED", "RESIDENT", "POOL", "SWAP FILES", "RATIO")
 EPILOG = """\
 BUDGET: RAM for what lives in swap. ALLOWED: what of it the process may use now (forked processes share one).
@@ -146,9 +147,7 @@ def show(
         depths[process.pid] = depth = 0 if process.parent is None else depths[process.parent] + 1
         command = "  " * (depth - 1) + "└ " * (depth > 0) + process.command
         if process.pools is None:
-            rows.append(
-                ([str(process.pid), *[""] * (len(heads) - 1)], f"{command} (does not answer: busy or stopped)", [])
-            )
+            rows.append(([str(process.pid), *[""] * (len(heads) - 1)], f"{command} {SILENT}", []))
         for pool in process.pools or []:
             name = f"{process.pid}/{pool['pool']}" if len(process.pools or []) > 1 else str(process.pid)
             cells = [name, *cells_of(pool)]

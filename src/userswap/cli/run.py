@@ -31,8 +31,8 @@ __all__ = ["prepare"]
 
 USAGE = """\
 userswap run [--ram SIZE] [--swap [NAME=]PATH[:SIZE[:PRIO]]|none]... [--tiers NAMES] [--min-array SIZE]
-                    [--only-numpy] [--hard] [--no-dedupe] [--children share|own] [--map NAME] [--delivery NAME] [--quiet] [--stats FILE]
-                    [--trace FILE]
+                    [--only-numpy] [--hard] [--no-dedupe] [--children share|own] [--map NAME] [--delivery NAME]
+                    [--quiet] [--stats FILE] [--trace FILE]
                     (SCRIPT | -m MODULE | -c CODE) [ARGUMENT ...]"""
 EPILOG = """\
 Sizes are like 512M, 1.5GiB or 65536 (bytes); units are powers of 1024. SCRIPT may also be a directory or
@@ -93,8 +93,8 @@ def prepare(arguments: list[str]) -> Callable[[], int]:
         "--swap",
         metavar="SPEC",
         action="append",
-        help="file or directory for what does not fit compressed, or none; repeat it for several: those with a higher PRIO "
-        "are used first, those with the same (0, if you don't say) by turns",
+        help="file or directory for what does not fit compressed, or none; repeat it for several: those with a higher "
+        "PRIO are used first, those with the same (0, if you don't say) by turns",
     )
     parser.add_argument(
         "--tiers", metavar="NAMES", help="swap out to these only: zswap (RAM, compressed), and NAMEs of swap files"

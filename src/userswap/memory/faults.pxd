@@ -46,8 +46,8 @@ cdef void memory_pool_close(MemoryPool* pool) noexcept nogil    # drops the Pyth
 # Nobody closes the gate between these two: no swap file comes or goes, no fork. From ordinary code.
 cdef void memory_hold() noexcept nogil
 cdef void memory_let_go() noexcept nogil
-# What space.pxd says of these, with the gate closed; memory_drain_some inside it. `to_zswap`: what finds no room in other
-# files goes there, while the budget has room; without other files it does anyway.
+# What space.pxd says of these, with the gate closed; memory_drain_some inside it. `to_zswap`: what finds no room in
+# other files goes there, while the budget has room; without other files it does anyway.
 cdef int memory_swapon(MemoryPool* pool, SwapFile* device, uint64_t limit, int priority, uint32_t tier,
                        const char* directory) noexcept nogil
 cdef int memory_drain(MemoryPool* pool, int place, bint on) noexcept nogil

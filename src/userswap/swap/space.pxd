@@ -129,8 +129,8 @@ cdef struct SwapSpace:
 cdef SwapSpace* space_new(const char* design, uint64_t address_space, uint64_t slots_bytes, int64_t bounce,
                           const HolderOps* holders, void* ctx) noexcept nogil
 # ---- swap files come and go with the gate closed, so that nobody else is in here ----
-# Takes the device over: its place, or -ENOMEM, -EMFILE (there are as many as can be), -EINVAL (the design has one only).
-# `directory`: where a forked process may make one of its own.
+# Takes the device over: its place, or -ENOMEM, -EMFILE (there are as many as can be), -EINVAL (the design has one
+# only). `directory`: where a forked process may make one of its own.
 cdef int space_swapon(SwapSpace* s, SwapFile* device, uint64_t limit, int priority, uint32_t tier,
                       const char* directory) noexcept nogil
 # Nothing new goes to the place from now on, or (not `on`) it does again. 0; -ENOENT: there is none, -EALREADY: it is
@@ -219,7 +219,7 @@ cdef bint space_has_cold(SwapSpace* s) noexcept nogil            # writeback wou
 cdef int64_t space_packed(SwapSpace* s) noexcept nogil           # how many folios are in zswap
 cdef int64_t space_stored_bytes(SwapSpace* s) noexcept nogil      # packed bytes, in zswap and in slots
 cdef int64_t space_metadata(SwapSpace* s) noexcept nogil
-# Alone: whether storage remembers the holder of an id rightly; and whether runs that nobody has are in use in our files,
-# how many slots too many or too few.
+# Alone: whether storage remembers the holder of an id rightly; and whether runs that nobody has are in use in our
+# files, how many slots too many or too few.
 cdef bint space_owns(SwapSpace* s, uint64_t id, uint64_t holder) noexcept nogil
 cdef int64_t space_lost(SwapSpace* s) noexcept nogil

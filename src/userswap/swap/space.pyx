@@ -39,7 +39,7 @@ from userswap.native.mman cimport (
     MADV_DONTDUMP, MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE,
     PROT_READ, PROT_WRITE, madvise, mmap, munmap,
 )
-from userswap.native.us cimport us_add, us_assert, us_chaos, us_lock, us_now, us_read, us_trylock, us_unlock, us_write
+from userswap.native.us cimport us_add, us_chaos, us_lock, us_now, us_read, us_trylock, us_unlock, us_write
 from userswap.swap.dedupe cimport DEDUPE_WAYS, dedupe_add, dedupe_close, dedupe_find, dedupe_open
 from userswap.swap.entry cimport (
     SAME, SLOT, SLOT_RUN, ZSWAP, entry_make, entry_payload, entry_type, same_fits, same_make, same_value, slot_count,
@@ -568,8 +568,8 @@ cdef int write_to(SwapSpace* s, Place* place, const char* data, int slots, int64
 
 cdef int run_write(SwapSpace* s, uint32_t tiers, int64_t below, const char* data, int slots, int* device,
                    int64_t* slot) noexcept nogil:
-    """Stores a run of slots in a swap file: of these tiers, of a priority below this one. Higher priorities first, equal
-    ones by turns; of one that is full, the next. 0, or -errno: -ENODEV if none may be used at all."""
+    """Stores a run of slots in a swap file: of these tiers, of a priority below this one. Higher priorities first,
+    equal ones by turns; of one that is full, the next. 0, or -errno: -ENODEV if none may be used at all."""
     cdef int error = -ENODEV, got, first, i, t
     cdef Tier* tier
     for t in range(s.tier_count):
@@ -717,7 +717,8 @@ cdef uint32_t tiers_of(SwapSpace* s, uint64_t entry) noexcept nogil:
 
 cdef bint stored_alike(SwapSpace* s, Worker* worker, uint64_t entry, const void* bytes, int length, bint raw,
                        uint32_t tiers) noexcept nogil:
-    """Whether a locked entry's storage holds exactly these bytes: packed ones, or a folio as it is; for the same tiers."""
+    """Whether a locked entry's storage holds exactly these bytes: packed ones, or a folio as it is; and for these
+    tiers."""
     cdef uint32_t stored
     cdef const char* memory
     cdef int slots = (length + SLOT_BYTES - 1) // SLOT_BYTES
@@ -869,8 +870,8 @@ cdef void write_gathered(SwapSpace* s, uint32_t tiers, Leaving* leaving, const i
 
 cdef int gather(SwapSpace* s, Worker* worker, uint32_t tiers, Leaving* leaving, int i, int* which, int count,
                 int64_t* bytes) noexcept nogil:
-    """Folio i is in worker.packed and goes to a file: with the others that are gathered (by who has the lock), if it has
-    room there. How many are gathered now."""
+    """Folio i is in worker.packed and goes to a file: with the others that are gathered (by who has the lock), if it
+    has room there. How many are gathered now."""
     if s.bounce != NULL and bytes[0] + round_up(leaving[i].packed) > s.bounce_bytes:
         write_gathered(s, tiers, leaving, which, count, bytes[0])
         bytes[0] = 0
@@ -1294,8 +1295,8 @@ cdef int64_t swap_compact(SwapSpace* s, int percent, int64_t effort) noexcept no
 
 
 cdef int write_group(SwapSpace* s, int count, uint32_t tiers, int64_t* moved) noexcept nogil:
-    """Writes those of the locked objects that `picked` names to one run of slots and points their owners there. On failure
-    everything is as before."""
+    """Writes those of the locked objects that `picked` names to one run of slots and points their owners there. On
+    failure everything is as before."""
     cdef uint32_t length
     cdef const char* packed
     cdef int64_t at = 0, slot = 0
@@ -1452,7 +1453,7 @@ cdef void settle(Mover* m, int i, uint64_t fresh) noexcept nogil:
 
 
 cdef bint send(Mover* m, int first, int count) noexcept nogil:
-    """Some of the picked runs, which are in `incoming`, to one run of slots of another file. False: there is no room."""
+    """Some of the picked runs, which are in `incoming`, to one run of another file. False: there is no room."""
     cdef SwapSpace* s = m.s
     cdef int64_t at = 0, slot = 0, length
     cdef uint64_t entry
@@ -1526,8 +1527,8 @@ cdef void send_picked(Mover* m, int count) noexcept nogil:
 
 
 cdef void fetch_runs(Mover* m, int first, int end) noexcept nogil:
-    """Reads the runs first .. end - 1, in a row but for small gaps, to their places in `incoming`. What can't be read is
-    unlocked, and not `left`."""
+    """Reads the runs first .. end - 1, in a row but for small gaps, to their places in `incoming`. What can't be read
+    is unlocked, and not `left`."""
     cdef SwapSpace* s = m.s
     cdef int64_t start = <int64_t>s.moving[first], base = <int64_t>s.moving[0]
     cdef int64_t length = <int64_t>s.moving[end - 1] - start + run_bytes(s.owners[end - 1]) // SLOT_BYTES
@@ -1544,8 +1545,8 @@ cdef void fetch_runs(Mover* m, int first, int end) noexcept nogil:
 
 
 cdef bint move_some(Mover* m, uint32_t cluster, uint32_t* at) noexcept nogil:
-    """Some of a cluster's runs from `at` on, as many as `incoming` takes. With the writeback lock. Whether there are more
-    in it."""
+    """Some of a cluster's runs from `at` on, as many as `incoming` takes. With the writeback lock. Whether there are
+    more in it."""
     cdef SwapSpace* s = m.s
     cdef int64_t busy = 0, end
     cdef int i, first, n, count
