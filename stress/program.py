@@ -34,7 +34,7 @@ MIB = 1 << 20
 # How much of a program's time each thing gets, about.
 WEIGHTS = {
     "scan": 4, "update": 6, "write": 8, "poke": 12, "peek": 12, "check": 10, "copy": 4, "file": 4, "pipe": 2,
-    "renew": 1, "grow": 1, "snapshot": 1, "evict": 2, "pin": 1, "fork": 1, "budget": 1,
+    "renew": 1, "grow": 1, "snapshot": 1, "evict": 2, "pin": 1, "fork": 1, "budget": 1, "swapon": 2, "swapoff": 2,
 }  # fmt: skip
 
 
@@ -272,6 +272,37 @@ class Program:
         """Another budget, while everything goes on."""
         if self.pool is not None:
             self.pool.ram = rng.randrange(24, 160) * MIB
+
+    def swapon(self, rng: random.Random) -> None:
+        """A swap file more, of some priority, maybe in a tier with others."""
+        if self.pool is not None and not self.pool._bound and len(self.pool.swaps()) < 6:
+            from userswap.errors import SwapPathError
+
+            # Its name may be in use just now, as another thread's; or all numbers are, of a family of processes.
+            with suppress(SwapPathError):
+                size, priority = rng.choice((8, 64, 1024)), rng.choice((-1, 0, 1, 2))
+                self.pool.swapon(f"{self.directory}/more-{self.seed}-{rng.randrange(8)}:{size}M:{priority}")
+
+    def swapoff(self, rng: random.Random) -> None:
+        """One of the swap files less, if what is in it has room elsewhere; or tried, and given up in the middle."""
+        if self.pool is None or self.pool._bound:
+            return
+        from userswap.errors import SwapOffError, SwapPathError
+
+        class Enough(Exception):  # noqa: N818 - no error
+            pass
+
+        def stop(done: int, total: int) -> None:
+            if patience < done / max(total, 1) < 1:
+                raise Enough
+
+        files = self.pool.swaps()
+        patience = rng.choice((1.0, 1.0, 0.3))
+        # The first ones of a round are left, as otherwise there is nowhere to go; but for now and then.
+        files = [file for file in files if "/more-" in file.name or rng.random() < 0.05]
+        if files:
+            with suppress(SwapOffError, SwapPathError, Enough):
+                self.pool.swapoff(rng.choice(files).name, stop)
 
     def pin(self, rng: random.Random) -> None:
         """A raw system call on a pinned piece."""

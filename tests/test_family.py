@@ -550,6 +550,7 @@ def test_a_forked_child_reads_ahead_once_it_has_use_for_it(tmp_path: Path) -> No
         BUDGET
         + """
 if os.cpu_count() == 1: sys.exit()                     # no thread at all
+os.environ["USERSWAP_CONTROL"] = "0"                    # nor any but that one
 pool = userswap.Pool(64 * MiB, swap=place)
 array = pool.empty((128, 1 << 17))
 for i in range(128): array[i] = values(i)

@@ -298,6 +298,7 @@ sys.exit(wait(pid))
 def test_forks_leave_no_descriptor_behind() -> None:
     """From the first fork on each process has two more: the file of locks, and what holds its own."""
     ends_well("""
+os.environ["USERSWAP_CONTROL"] = "0"                     # whose socket a child has not
 pool = fresh_pool("16MiB")
 array = pool.empty((28, 1 << 17))
 for i in range(28): array[i] = values(i)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ class Memory(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.pool = fresh_pool()
+        self.files = 0
         self.arrays: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]] = []
 
     @initialize(kinds=st.lists(KINDS, min_size=4, max_size=5), seed=st.integers(0, 1000))
@@ -38,11 +41,13 @@ class Memory(RuleBasedStateMachine):
     def pick(self, which: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
         return self.arrays[which % len(self.arrays)]
 
-    @rule(size=st.integers(4096, 6 * MIB), zeros=st.booleans())
-    def new(self, size: int, zeros: bool) -> None:
+    @rule(
+        size=st.integers(4096, 6 * MIB), zeros=st.booleans(), tiers=st.sampled_from([None, None, "zswap,file", "file"])
+    )
+    def new(self, size: int, zeros: bool, tiers: str | None = None) -> None:
         if self.total() + size > MOST:
             return
-        array: npt.NDArray[Any] = (self.pool.zeros if zeros else self.pool.empty)(size, np.uint8)
+        array: npt.NDArray[Any] = (self.pool.zeros if zeros else self.pool.empty)(size, np.uint8, tiers=tiers)
         assert self.pool.owns(array)
         self.arrays.append((array, np.zeros(size, np.uint8)))
 
@@ -98,6 +103,23 @@ class Memory(RuleBasedStateMachine):
     @rule(mib=st.integers(1, 8))
     def writeback(self, mib: int) -> None:
         assert self.pool.writeback(mib * MIB) >= 0
+
+    @precondition(lambda self: not self.pool._bound and len(self.pool.swaps()) < 5)
+    @rule(mib=st.sampled_from([2, 6, 64]), priority=st.integers(-1, 1))
+    def swapon(self, mib: int, priority: int) -> None:
+        self.files += 1
+        self.pool.swapon(f"{tempfile.gettempdir()}/userswap-model-{os.getpid()}-{self.files}:{mib}M:{priority}")
+
+    @precondition(lambda self: not self.pool._bound)
+    @rule(which=st.integers(0, 9))
+    def swapoff(self, which: int) -> None:
+        files = self.pool.swaps()
+        gone = files[which % len(files)]
+        # What may be in one tier only has to have somewhere to go, or the budget can't be kept.
+        if not any(file.limit_bytes >= 64 * MIB and file.priority == 0 for file in files if file is not gone):
+            return
+        self.pool.swapoff(gone.name)
+        assert gone.name not in [file.name for file in self.pool.swaps()]
 
     @rule()
     def compact(self) -> None:

@@ -8,10 +8,13 @@ __all__ = [
     "BadSize",
     "BenchError",
     "BudgetError",
+    "ControlError",
     "DeliveryError",
     "LabError",
     "MapDesignError",
+    "SwapOffError",
     "SwapPathError",
+    "TierError",
     "TraceError",
     "UnsupportedError",
     "UsageError",
@@ -31,6 +34,10 @@ class BudgetError(UserswapError, ValueError):
     """The RAM budget is too small to work with, or none could be worked out."""
 
 
+class ControlError(UserswapError):
+    """A running program can't be reached, or can't do what was asked of it; or was sent what is no message of ours."""
+
+
 class DeliveryError(UserswapError, ValueError):
     """There is no such way to deliver faults, or the process has settled on another one."""
 
@@ -41,6 +48,20 @@ class MapDesignError(UserswapError, ValueError):
 
 class SwapPathError(UserswapError):
     """The place named for swap cannot be used: missing, not writable, full, in use, on tmpfs."""
+
+
+class SwapOffError(UserswapError):
+    """A swap file can't be emptied: there is no room elsewhere, or what is in it can't be read. It is in use as
+    before."""
+
+    def __init__(self, sentence: str, missing_bytes: int = 0) -> None:
+        super().__init__(sentence)
+        self.missing_bytes = missing_bytes
+        """Of what is still in it, how much found no room."""
+
+
+class TierError(UserswapError, ValueError):
+    """Tiers of swap that can't be told apart, or a policy that names one that there is not."""
 
 
 class UnsupportedError(UserswapError):

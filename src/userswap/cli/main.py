@@ -15,6 +15,10 @@ __all__ = ["Parser", "main"]
 
 COMMANDS = {
     "run": "run a Python program in less memory than it needs",
+    "ps": "which programs of yours run with userswap, and what each has in RAM and in swap",
+    "set": "change settings of one that runs: userswap set PID ram=1G",
+    "swapon": "give one that runs a swap file more: userswap swapon PID /data:50G",
+    "swapoff": "empty a swap file of one that runs, and do without it: userswap swapoff PID /data",
     "bench": "measure it here: userswap bench compare, faults, dedupe",
     "lab": "experiments with the swap layer: userswap lab compare, upstream, replay, system",
     "doctor": "say what this machine can do, what it can't, and how to mend it",
@@ -72,6 +76,15 @@ def prepare(arguments: list[str]) -> Callable[[], int]:
         from userswap.cli import run
 
         return run.prepare(rest)
+    if command == "ps":
+        from userswap.cli import ps
+
+        return ps.prepare(rest)
+    if command in ("set", "swapon", "swapoff"):
+        from userswap.cli import ask
+
+        prepare = {"set": ask.prepare_set, "swapon": ask.prepare_swapon, "swapoff": ask.prepare_swapoff}
+        return prepare[command](rest)
     if command == "bench":
         from userswap.cli import bench
 

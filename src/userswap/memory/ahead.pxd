@@ -44,12 +44,8 @@ cdef struct AheadOps:
 
 cdef int ahead_start(const AheadOps* ops) noexcept nogil        # the thread, once a process: 0 or -errno
 cdef bint ahead_running() noexcept nogil
-# Ends the thread, and waits until it is gone; ahead_start makes it anew. Whether there was one.
-cdef bint ahead_pause() noexcept nogil
-# A forked child has no thread, and a handler can't make one. `later` asks ordinary code for it, from a handler: it is
-# called once, when somebody would first have use for the thread, if ahead_may said before that it can be called.
-cdef void ahead_on_want(void (*later)() noexcept nogil) noexcept nogil
-cdef void ahead_may() noexcept nogil
+# A forked child has no thread: who would first have use for it calls `later`, if ahead_may was called (thread_want).
+cdef void ahead_may(void (*later)() noexcept nogil) noexcept nogil
 cdef void ahead_ask(Region* region, uint64_t first) noexcept nogil
 cdef void ahead_open(Job* job) noexcept nogil                   # MAKING to OPEN: others may help
 cdef void ahead_fetched(Job* job) noexcept nogil                # what is far is read

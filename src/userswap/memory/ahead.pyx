@@ -9,10 +9,12 @@ from libc.string cimport memset
 
 from userswap.memory.regions cimport MemoryPool, Region
 from userswap.memory.stage cimport STAGE_SLOTS
-from userswap.native.thread cimport pthread_join, pthread_t, us_thread
+from userswap.native.thread cimport (
+    Thread, thread_call, thread_may, thread_rest, thread_start, thread_wait, thread_want,
+)
 from userswap.native.us cimport (
     us_add, us_assert, us_chaos, us_futex_wait, us_futex_wake, us_load32, us_lock, us_mutex, us_pause, us_read,
-    us_store32, us_swap32, us_unlock, us_write,
+    us_store32, us_unlock, us_write,
 )
 
 cdef extern from "<limits.h>" nogil:
@@ -31,16 +33,9 @@ ROOM = <uint64_t>-1
 
 cdef us_mutex ahead_lock
 cdef Job[AHEAD_JOBS] jobs
-cdef uint32_t asked = 0             # counts what the thread sleeps on
 cdef uint64_t clock = 0
 cdef int64_t ready = 0
-cdef bint running = False
-cdef bint resting = False
-cdef uint32_t leaving = 0
-cdef pthread_t thread
-cdef bint lost = False              # there was one in the process that we were forked from
-cdef uint32_t may = 0
-cdef void (*ask_later)() noexcept nogil
+cdef Thread worker
 cdef const AheadOps* operations
 
 
@@ -52,19 +47,18 @@ cdef Job* find(Region* region, uint64_t first) noexcept nogil:
     return NULL
 
 
-cdef void* body(void* nothing) noexcept nogil:
+cdef void body(Thread* self) noexcept nogil:
+    # What is ASKED when it leaves stays so, what is READY can be taken. It ends what it is at, maybe a long read.
     cdef uint32_t seen
     cdef Job* job
     cdef int i
-    while not us_load32(&leaving):
-        seen = us_load32(&asked)
-        if us_load32(&leaving):
-            break
+    while not us_load32(&self.leaving):
+        seen = us_load32(&self.calls)
         operations.enter()
         us_lock(&ahead_lock)
         job = NULL
         for i in range(AHEAD_JOBS):
-            if not resting and jobs[i].state == ASKED and (job == NULL or jobs[i].age < job.age):
+            if jobs[i].state == ASKED and (job == NULL or jobs[i].age < job.age):
                 job = &jobs[i]
         if job != NULL:
             us_write(&job.state, MAKING)
@@ -73,69 +67,30 @@ cdef void* body(void* nothing) noexcept nogil:
             operations.make(job)
         operations.leave()
         if job == NULL:
-            us_futex_wait(&asked, seen)
-    return NULL
+            thread_wait(self, seen)
+
+
+worker.body = body
 
 
 cdef int ahead_start(const AheadOps* ops) noexcept nogil:
-    global running, operations
-    cdef int error
-    if running:
-        return 0
+    global operations
     operations = ops
-    us_store32(&leaving, 0)
-    error = us_thread(body, &thread)
-    running = error == 0
-    return error
-
-
-cdef bint ahead_pause() noexcept nogil:
-    # What is ASKED stays so, what is READY can be taken. The thread ends what it is at, maybe a read of the file.
-    global running, lost
-    if not running or resting:
-        return False
-    running = False
-    lost = True                 # if this is for a fork, the child's is
-    us_store32(&leaving, 1)
-    us_lock(&ahead_lock)
-    us_store32(&asked, us_load32(&asked) + 1)
-    us_unlock(&ahead_lock)
-    us_futex_wake(&asked, 1)
-    pthread_join(thread, NULL)
-    return True
+    return thread_start(&worker)
 
 
 cdef bint ahead_running() noexcept nogil:
-    if not running and us_load32(&may) and us_swap32(&may, 0) and not resting:
-        ask_later()
-    return running and not resting
+    thread_want(&worker)
+    return worker.running and not worker.resting
 
 
-cdef void ahead_on_want(void (*later)() noexcept nogil) noexcept nogil:
-    global ask_later
-    ask_later = later
-
-
-cdef void ahead_may() noexcept nogil:
-    if lost and not running and ask_later != NULL:
-        us_store32(&may, 1)
+cdef void ahead_may(void (*later)() noexcept nogil) noexcept nogil:
+    worker.later = later
+    thread_may(&worker)
 
 
 cdef void ahead_rest() noexcept nogil:
-    global resting
-    cdef int i
-    cdef bint busy = running
-    resting = True
-    while busy:
-        busy = False
-        operations.enter()      # no signal handler of the program, no fork, while the lock is held
-        us_lock(&ahead_lock)
-        for i in range(AHEAD_JOBS):
-            busy = busy or jobs[i].state == MAKING or jobs[i].state == OPEN
-        us_unlock(&ahead_lock)
-        operations.leave()
-        if busy:
-            sched_yield()
+    thread_rest(&worker)
 
 
 cdef void drop(Job* job) noexcept nogil:
@@ -179,10 +134,9 @@ cdef void ahead_ask(Region* region, uint64_t first) noexcept nogil:
         job.age = clock
         clock += 1
         us_write(&job.state, ASKED)
-        us_store32(&asked, asked + 1)
     us_unlock(&ahead_lock)
     if job != NULL:
-        us_futex_wake(&asked, 1)
+        thread_call(&worker)
 
 
 cdef void ahead_open(Job* job) noexcept nogil:
@@ -231,7 +185,7 @@ cdef void ahead_end(Job* job, bint is_ready) noexcept nogil:
 
 cdef Job* ahead_help(Region* region, uint64_t first) noexcept nogil:
     cdef Job* job
-    if not running:
+    if not worker.running:
         return NULL
     us_lock(&ahead_lock)
     job = find(region, first)
@@ -296,7 +250,6 @@ cdef int64_t ahead_forget(MemoryPool* pool, Region* region, bint wait) noexcept 
 
 cdef void ahead_renew() noexcept nogil:
     """What was READY was on a stage that the child does not have; the pool's books forget it."""
-    global running, lost
     cdef int i
     for i in range(AHEAD_JOBS):
         if jobs[i].state == READY:
@@ -304,6 +257,3 @@ cdef void ahead_renew() noexcept nogil:
             operations.drop(&jobs[i])
     memset(jobs, 0, sizeof(jobs))
     us_write(&ready, 0)
-    lost = lost or running
-    running = False
-    us_store32(&may, 0)

@@ -7,7 +7,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from userswap.memory.frames cimport frame_wake, frames_descriptor
-from userswap.native.thread cimport us_thread
+from userswap.native.thread cimport thread_detached
 from userswap.native.us cimport (
     us_assert, us_futex_wait, us_futex_wake, us_load32, us_lock, us_mutex, us_store32,
     us_unlock,
@@ -133,7 +133,7 @@ cdef int server_renew() noexcept nogil:
     first = waiting = idle = 0
     somebody_reads = False
     for _i in range(threads_wanted):
-        error = us_thread(body, NULL)
+        error = thread_detached(body, NULL, 0)
         if error:
             return error
     return 0

@@ -8,5 +8,4 @@ cdef enum:
     WATCHER_PIECE = 16 << 20    # bytes that are reclaimed at once: then it looks again, and a fork may go on
 
 cdef int watcher_start() noexcept nogil                         # the thread, once a process: 0 or -errno
-cdef bint watcher_pause() noexcept nogil                        # ends it, until watcher_start; whether it ran
 cdef void watcher_rest() noexcept nogil                         # the process ends: it does nothing any more
