@@ -93,7 +93,7 @@ def test_only_what_does_not_fit_goes_round(kind: str, frames: str) -> None:
     shares = [one["slots"] / one["stored"] for one in counted]
     for one, before, after in zip(counted[1:], shares, shares[1:], strict=False):
         assert 0.1 < after < 0.5, "some of it fits, and not all"
-        # What was in the file at the start comes from there, and as much goes: a turn may begin with more than it leaves.
+        # What was in the file at the start comes from there, and as much goes: a turn may begin with more than that.
         share = max(before, after)
         assert one["writebacks"] < (share + 0.15) * folios
         assert one["reads"] < times * (share + 0.1) * folios + 100
