@@ -38,8 +38,8 @@ from userswap.memory.pagetable cimport (
 from userswap.memory.regions cimport (
     BUCKETS, PAGE_BYTES, PASSING_MOST, SCATTERED, STREAMS, MemoryPool, Region, Stream, arena_bytes, arena_end,
     arena_end_word, arena_first_word, arena_start, folio_bytes, pool_first, pool_fit, pool_next_watched, pool_put,
-    region_at, region_folios, region_give_up, region_grow, region_keep, region_may_stay, region_new, region_of_word,
-    region_release, region_reuse, region_unlink,
+    region_at, region_folios, region_give_up, region_grow, region_keep, region_may_stay, region_move_window, region_new,
+    region_of_word, region_release, region_reuse, region_unlink,
 )
 from userswap.memory.server cimport ServerOps, server_renew, server_start
 from userswap.memory.stage cimport (
@@ -806,6 +806,10 @@ cdef bint make_window(Region* region, uint64_t first, uint64_t index, bint writi
     cdef uint64_t[STAGE_SLOTS] entries
     cdef int error = 0
     cdef uint64_t i
+    if word_state(us_load(words)) == EMPTY and region_move_window(region, first):
+        for i in range(STAGE_SLOTS):
+            us_word_release(&words[i], word_make(DIRTY, 0), WAITERS)
+        return True
     if not charge(region, STAGE_SLOTS * FOLIO_BYTES, False):
         return False
     frames = stage_take_window(&zeros)
@@ -1892,6 +1896,8 @@ cdef void* memory_new(MemoryPool* pool, uint64_t bytes, bint zeros) noexcept nog
         for i in range(region_folios(region)):
             if word_state(us_load(&region.words[i])) == EMPTY:
                 frame_vacate(folio_at(region, i), folio_bytes(region, i))       # as in fresh_region
+    if region != NULL:
+        region.zeros = zeros
     leave()
     if region == NULL:
         return NULL
@@ -1976,6 +1982,7 @@ cdef bint discard_folio(Region* region, uint64_t index) noexcept nogil:
             return False
         elif us_cas(at, word, (word | BUSY) & ~<uint64_t>WAITERS):
             break
+    region.zeros = True
     if word_resident(word):
         region.broken[index // STAGE_SLOTS] = 1
         if frame_vacate(folio_at(region, index), folio_bytes(region, index)) != 0:
@@ -2214,6 +2221,8 @@ cdef int memory_snapshot(MemoryPool* pool, void* start, void* copy) noexcept nog
             or source.base != <char*>start or target.base != <char*>copy):
         return -EINVAL
     enter()
+    source.zeros = True             # what was never touched in it reads the same in both
+    target.zeros = True
     for i in range(region_folios(target)):
         if not discard_folio(target, i):        # what it was made of, if it was memory that was freed
             leave()

@@ -46,6 +46,7 @@ cdef struct Region:
     int turn                    # the stream that is forgotten next
     int scattered               # how much faults here go anywhere: SCATTERED is enough to bring parts only
     int64_t leaving             # being freed: no fault that is still on its way is served any more
+    bint zeros                  # what was never touched reads as zeros, and not as anything
     bint shared                 # made before the fork that made this process: its pages may be the parent's, too
 
 # A window that shall leave before others do.
@@ -121,6 +122,8 @@ cdef bint region_may_stay(Region* region) noexcept nogil
 cdef void region_keep(Region* region) noexcept nogil
 # A kept region, as region_new, but it reads as what was in it where its words say DIRTY. NULL: there is none.
 cdef Region* region_reuse(MemoryPool* pool, uint64_t bytes) noexcept nogil
+# Moves a window of frames from a kept region to one that asks for no zeros, where nothing is. False: there is none.
+cdef bint region_move_window(Region* target, uint64_t first) noexcept nogil
 # Takes about `want` bytes of frames from kept regions, the oldest first; how many it took.
 cdef int64_t region_give_up(void* pool, int64_t want) noexcept nogil
 cdef uint64_t folio_bytes(const Region* region, uint64_t index) noexcept nogil

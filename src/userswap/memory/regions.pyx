@@ -10,7 +10,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from userswap.backends.codec cimport FOLIO_BYTES, FOLIO_SHIFT, PARTS
-from userswap.memory.frames cimport frame_vacate, frames_free_tables, frames_open
+from userswap.memory.frames cimport frame_move_out, frame_vacate, frames_can_move, frames_free_tables, frames_open
 from userswap.memory.pagetable cimport DIRTY, YOUNG
 from userswap.memory.stage cimport STAGE_SLOTS, stage_keep, stage_kept, stage_open
 from userswap.native.mman cimport (
@@ -35,8 +35,8 @@ cdef enum:
     LEAST_SHIFT = 30
     WINDOWS_FROM = 32 << 20     # bytes of budget: with less, a window and the next one would be too much of it
     SMALL = 128 << 20           # with less, few windows are under way at once
-    KEPT_MOST = 64 << 20        # bytes of frames that freed regions keep, in all: what glibc's heap keeps at its top
-    KEPT_LONGEST = 32 << 20     # and one: from there on glibc gives a block back, too
+    KEPT_MOST = 128 << 20       # bytes of frames that freed regions keep, in all: what glibc keeps in two heaps
+    KEPT_LONGEST = 64 << 20     # and one: longer ones cost more to fill than to make
     KEPT_SHARE = 8              # one part in so many of the budget
     KEPT_REGIONS = 64           # each free and each allocation may look at all
     VACATE_TRIES = 64
@@ -218,6 +218,7 @@ cdef void enter_pool(Region* region, MemoryPool* pool, uint64_t whole) noexcept 
     cdef uint64_t first, i
     region.bytes = whole
     region.pool = pool
+    region.zeros = True
     region.shared = False
     region.hint.recipe = -1
     region.hint.expected = 0
@@ -440,6 +441,61 @@ cdef Region* region_reuse(MemoryPool* pool, uint64_t bytes) noexcept nogil:
     return best
 
 
+cdef void put_back(MemoryPool* pool, Region* region) noexcept nogil:
+    """What is left of a kept region that was taken off the list: as the oldest."""
+    if region.bytes == 0:
+        give_extent(region)
+        return
+    us_lock(&pool.list_lock)
+    region.next = NULL
+    region.previous = pool.kept_last
+    if pool.kept_last != NULL:
+        pool.kept_last.next = region
+    else:
+        pool.kept = region
+    pool.kept_last = region
+    pool.kept_count += 1
+    us_unlock(&pool.list_lock)
+
+
+cdef bint region_move_window(Region* target, uint64_t first) noexcept nogil:
+    cdef MemoryPool* pool = target.pool
+    cdef Region* region
+    cdef uint64_t start
+    cdef char* there = target.base + (first << FOLIO_SHIFT)
+    cdef bint moved = False
+    if target.zeros or us_read(&pool.reclaim.kept) < WINDOW_BYTES or not frames_can_move():
+        return False
+    us_lock(&pool.list_lock)
+    region = pool.kept_last
+    while region != NULL and (region.bytes < WINDOW_BYTES or region.granules < WINDOW_FOLIOS):
+        region = region.previous
+    if region != NULL:
+        take_off(pool, region)
+    us_unlock(&pool.list_lock)
+    if region == NULL:
+        return False
+    # Its last whole window; what is behind that goes.
+    start = (region.bytes // WINDOW_BYTES - 1) * WINDOW_FOLIOS
+    if drop_frames(pool, region, start + WINDOW_FOLIOS):
+        lose(pool, region)
+        return False
+    if in_place(region, start, start + WINDOW_FOLIOS) == WINDOW_BYTES:
+        if target.broken[first // WINDOW_FOLIOS] or frames_free_tables():
+            frame_vacate(there, WINDOW_BYTES)           # a page table, as in window_in_place
+        moved = frame_move_out(region.base + (start << FOLIO_SHIFT), there, WINDOW_BYTES) == 0
+    if moved:
+        memset(&region.words[start], 0, WINDOW_FOLIOS * 8)
+        region.bytes = start << FOLIO_SHIFT
+        us_add(&pool.reclaim.kept, -<int64_t>WINDOW_BYTES)
+        target.broken[first // WINDOW_FOLIOS] = region.broken[start // WINDOW_FOLIOS]
+    elif drop_frames(pool, region, start):
+        lose(pool, region)
+        return False
+    put_back(pool, region)
+    return moved
+
+
 cdef int64_t region_give_up(void* ctx, int64_t want) noexcept nogil:
     cdef MemoryPool* pool = <MemoryPool*>ctx
     cdef Region* region
@@ -460,19 +516,8 @@ cdef int64_t region_give_up(void* ctx, int64_t want) noexcept nogil:
         before = in_place(region, first, region_folios(region))
         if drop_frames(pool, region, first):
             lose(pool, region)
-        elif first == 0:
-            give_extent(region)
         else:
-            us_lock(&pool.list_lock)
-            region.next = NULL
-            region.previous = pool.kept_last
-            if pool.kept_last != NULL:
-                pool.kept_last.next = region
-            else:
-                pool.kept = region
-            pool.kept_last = region
-            pool.kept_count += 1
-            us_unlock(&pool.list_lock)
+            put_back(pool, region)
         given += before
     return given
 
