@@ -320,12 +320,16 @@ cdef void region_release(Region* region, bint again) noexcept nogil:
 
 # ---- freed regions that keep their frames ----
 
+cdef inline int64_t kept_most(MemoryPool* pool) noexcept nogil:
+    cdef int64_t most = us_read(&pool.reclaim.limit) // KEPT_SHARE
+    return most if most < KEPT_MOST else KEPT_MOST
+
+
 cdef bint region_may_stay(Region* region) noexcept nogil:
     cdef MemoryPool* pool = region.pool
-    cdef int64_t most = us_read(&pool.reclaim.limit) // KEPT_SHARE
     # A child of fork would copy what it writes to there: new frames are cheaper.
-    return (FOLIO_BYTES <= region.bytes <= KEPT_LONGEST and not region.shared
-            and us_read(&pool.reclaim.kept) + <int64_t>region.bytes <= (most if most < KEPT_MOST else KEPT_MOST))
+    return (FOLIO_BYTES <= region.bytes <= KEPT_LONGEST and <int64_t>region.bytes <= kept_most(pool)
+            and not region.shared)
 
 
 cdef int64_t in_place(const Region* region, uint64_t first, uint64_t end) noexcept nogil:
@@ -354,8 +358,11 @@ cdef void take_off(MemoryPool* pool, Region* region) noexcept nogil:
 cdef void region_keep(Region* region) noexcept nogil:
     cdef MemoryPool* pool = region.pool
     cdef int64_t bytes = in_place(region, 0, region_folios(region))
+    cdef int64_t over
     cdef uint64_t i
-    cdef bint many
+    if bytes == 0:
+        region_release(region, True)
+        return
     leave_pool(region)
     # Its frames are counted as what is in place all the time. It holds no reference: the last one ends it, too.
     for i in range(region_folios(region)):
@@ -371,10 +378,13 @@ cdef void region_keep(Region* region) noexcept nogil:
         pool.kept_last = region
     pool.kept = region
     pool.kept_count += 1
-    many = pool.kept_count > KEPT_REGIONS
     us_unlock(&pool.list_lock)
-    if many:
-        region_give_up(pool, 1)
+    # Of too much the oldest goes, not this one, which is what the program works with.
+    over = us_read(&pool.reclaim.kept) - kept_most(pool)
+    if over > 0:
+        region_give_up(pool, over)
+    while us_read(&pool.kept_count) > KEPT_REGIONS and region_give_up(pool, 1) > 0:
+        pass
     pool_put(pool)
 
 
