@@ -730,3 +730,19 @@ def test_doctor_tries_it_out(tmp_path: Path) -> None:
     found = finding()
     assert (found["state"], found["mend"]) == ("note", "userswap run works for NumPy's arrays all the same")
     assert found["value"].endswith("shim.so is missing; install userswap again.")
+
+
+def test_calloc_is_zeros_also_of_memory_that_was_freed() -> None:
+    check("""
+for size in (2 * M, 3 * M + 4096, 8 * M, 20 * M):
+    block = C.malloc(size)
+    put(block, 1, size)
+    C.free(block)
+    assert pool.stats().kept_bytes >= size - 65536
+    for size in (size, size - 12288, size * 9 // 8):
+        block = C.calloc(size // 4096, 4096)
+        assert ours(block) and zero(block, size // 4096 * 4096)
+        put(block, 2, size // 4096 * 4096)
+        C.free(block)
+sound()
+""", ram="256M")

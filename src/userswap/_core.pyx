@@ -328,6 +328,7 @@ cdef class Core:
             "allowed_bytes": reclaim_ceiling(&p.reclaim),
             "peak_bytes": us_read(&p.reclaim.peak),
             "resident_bytes": resident,
+            "kept_bytes": us_read(&p.reclaim.kept),
             "pool_bytes": packed,
             "metadata_bytes": metadata,
             "virtual_bytes": us_read(&p.virtual_bytes),

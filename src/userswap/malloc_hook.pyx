@@ -30,7 +30,7 @@ cdef extern from "shim.h" nogil:
         size_t least
         us_shim_caller callers[US_SHIM_CALLERS]
         int caller_count
-        void* (*allocate)(size_t size, size_t alignment) noexcept nogil
+        void* (*allocate)(size_t size, size_t alignment, int zeros) noexcept nogil
         void* (*resize)(void* data, size_t size) noexcept nogil
         void (*release)(void* data) noexcept nogil
         size_t (*usable)(const void* data) noexcept nogil
@@ -63,16 +63,16 @@ cdef enum:
 cdef MemoryPool* installed = NULL
 
 
-cdef void* allocate(size_t size, size_t alignment) noexcept nogil:
+cdef void* allocate(size_t size, size_t alignment, int zeros) noexcept nogil:
     cdef MemoryPool* pool = <MemoryPool*>us_load_ptr(<void**>&installed)
     cdef uint64_t data
     if pool == NULL or memory_inside():
         return NULL
     if alignment <= FOLIO:
-        return memory_new(pool, size)
+        return memory_new(pool, size, zeros)
     if size > arena_bytes() or alignment > arena_bytes():
         return NULL
-    data = <uint64_t>memory_new(pool, size + alignment)
+    data = <uint64_t>memory_new(pool, size + alignment, zeros)
     return <void*>((data + alignment - 1) & ~<uint64_t>(alignment - 1))
 
 
@@ -96,7 +96,7 @@ cdef void* resize(void* data, size_t size) noexcept nogil:
     cdef void* fresh = memory_resize(data, size)
     if fresh == NULL and before:
         # It was aligned to more than regions are, and need not be any more; or there is no address space.
-        fresh = allocate(size, 16)
+        fresh = allocate(size, 16, False)
         if fresh != NULL:
             memcpy(fresh, data, before if before < size else size)
             release(data)

@@ -79,7 +79,7 @@ cdef void* resize(MemoryPool* pool, size_t threshold, void* data, size_t size) n
     if region == NULL:
         if pool == NULL or size < threshold:
             return plain.realloc(plain.ctx, data, size)
-        fresh = memory_new(pool, size)
+        fresh = memory_new(pool, size, False)
         if fresh == NULL:
             return plain.realloc(plain.ctx, data, size)
         if data != NULL:
@@ -92,7 +92,7 @@ cdef void* resize(MemoryPool* pool, size_t threshold, void* data, size_t size) n
     if size >= threshold:
         if pool == NULL or pool == region.pool:
             return memory_resize(data, size)
-        fresh = memory_new(pool, size)
+        fresh = memory_new(pool, size, False)
     else:
         fresh = plain.malloc(plain.ctx, size)
     if move_block(data, region.bytes, fresh, size) != NULL:
@@ -112,14 +112,14 @@ cdef void release(void* data, size_t size) noexcept nogil:
 cdef void* default_malloc(void* ctx, size_t size) noexcept nogil:
     cdef void* data = NULL
     if installed != NULL and size >= least:
-        data = memory_new(installed, size)
+        data = memory_new(installed, size, False)
     return data if data != NULL else plain.malloc(plain.ctx, size)
 
 
 cdef void* default_calloc(void* ctx, size_t count, size_t size) noexcept nogil:
     cdef void* data = NULL
     if installed != NULL and size != 0 and count <= <size_t>-1 // size and count * size >= least:
-        data = memory_new(installed, count * size)      # a new region reads as zeros
+        data = memory_new(installed, count * size, True)
     return data if data != NULL else plain.calloc(plain.ctx, count, size)
 
 
@@ -133,15 +133,15 @@ cdef void default_free(void* ctx, void* data, size_t size) noexcept nogil:
 
 # ---- a pool's own handler: ctx is the pool ----
 
-cdef inline void* pool_new(void* ctx, size_t size) noexcept nogil:
-    cdef void* data = memory_new(<MemoryPool*>ctx, size)
+cdef inline void* pool_new(void* ctx, size_t size, bint zeros) noexcept nogil:
+    cdef void* data = memory_new(<MemoryPool*>ctx, size, zeros)
     if data != NULL and us_wanted_tiers():
         region_at(data).hint.tiers = us_wanted_tiers()
     return data
 
 
 cdef void* pool_malloc(void* ctx, size_t size) noexcept nogil:
-    cdef void* data = pool_new(ctx, size) if size >= LEAST_ARRAY else NULL
+    cdef void* data = pool_new(ctx, size, False) if size >= LEAST_ARRAY else NULL
     return data if data != NULL or size >= LEAST_ARRAY else plain.malloc(plain.ctx, size)
 
 
@@ -149,7 +149,7 @@ cdef void* pool_calloc(void* ctx, size_t count, size_t size) noexcept nogil:
     if size != 0 and count > <size_t>-1 // size:
         return NULL
     if count * size >= LEAST_ARRAY:
-        return pool_new(ctx, count * size)
+        return pool_new(ctx, count * size, True)
     return plain.calloc(plain.ctx, count, size)
 
 

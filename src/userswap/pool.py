@@ -83,7 +83,9 @@ class Stats:
     peak_bytes: int
     """Most that was ever used of it."""
     resident_bytes: int
-    """Array memory that is in place."""
+    """Array memory that is in place, and what is kept of freed arrays."""
+    kept_bytes: int
+    """The latter: frames for the next array, which leave before anything else does."""
     pool_bytes: int
     """RAM of the compressed pool (zswap)."""
     metadata_bytes: int

@@ -50,6 +50,9 @@ class Run:
     cpu_seconds: float
     peak: int
     tables: int
+    anonymous: int
+    """Bytes in place before its work began, libraries loaded: of its own, and of files."""
+    file: int
 
     @property
     def memory(self) -> int:
@@ -79,6 +82,10 @@ class Results:
     def more_memory(self, program: str) -> float:
         """Bytes more at most."""
         return statistics.median(ours.memory - plain.memory for plain, ours in self.pairs[program])
+
+    def at_first(self, of: Callable[[Run], float]) -> float:
+        """Bytes more before a program's work begins: the same for all of them, whatever they do."""
+        return statistics.median(of(ours) - of(plain) for pairs in self.pairs.values() for plain, ours in pairs)
 
     def start(self) -> float:
         """Seconds more that a start takes."""

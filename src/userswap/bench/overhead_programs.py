@@ -104,9 +104,14 @@ PROGRAMS: dict[str, Callable[[int], float]] = {
 
 def memory() -> dict[str, int]:
     """Most bytes that were in place at once, and of page tables."""
+    return {"peak": status("VmHWM"), "tables": status("VmPTE")}
+
+
+def status(name: str) -> int:
+    """Bytes that the kernel counts under this name."""
     with open("/proc/self/status") as file:  # noqa: PTH123 - as little as can be is imported here
         fields = dict(line.split(":", 1) for line in file)
-    return {"peak": int(fields["VmHWM"].split()[0]) << 10, "tables": int(fields["VmPTE"].split()[0]) << 10}
+    return int(fields[name].split()[0]) << 10
 
 
 def main(name: str, size: int) -> None:
@@ -115,13 +120,14 @@ def main(name: str, size: int) -> None:
 
     if name == "groupby":
         import pandas  # noqa: F401
+    at_first = {"anonymous": status("RssAnon"), "file": status("RssFile")}
     before = resource.getrusage(resource.RUSAGE_SELF)
     began = time.perf_counter()
     result = PROGRAMS[name](size)
     seconds = time.perf_counter() - began
     after = resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(json.dumps({"result": result, "seconds": seconds, "cpu_seconds": cpu, **memory()}))
+    print(json.dumps({"result": result, "seconds": seconds, "cpu_seconds": cpu, **memory(), **at_first}))
 
 
 if __name__ == "__main__":

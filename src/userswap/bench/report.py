@@ -211,6 +211,10 @@ def print_overhead(results: overhead.Results, to: Console) -> None:
     to.print(
         f"Start: python with NumPy {plain:.0f} ms, userswap run -c pass {ours:.0f} ms ({results.start() * 1e3:+.0f})."
     )
+    to.print(
+        f"Memory before a program's work begins: {results.at_first(lambda run: run.anonymous) / MIB:+.1f} MiB of the "
+        f"process's own, {results.at_first(lambda run: run.file) / MIB:+.1f} MiB of files, which processes share."
+    )
     missed, start = results.missed(), overhead.START_BAR * 1e3
     to.print(
         f"Bars: {overhead.TIME_BAR:.0%} of CPU time, {overhead.MEMORY_BAR:.1%} of memory, {start:.0f} ms of start. "

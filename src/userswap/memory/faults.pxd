@@ -15,8 +15,9 @@ cdef int memory_background() noexcept nogil                     # readahead's th
 cdef void pool_bind(MemoryPool* pool, SwapSpace* swap) noexcept nogil
 # The pool's page-table words as the swap space needs them: to be made with these, and the pool as `ctx`.
 cdef const HolderOps* memory_holders() noexcept nogil
-# Memory for the program: page-aligned zeros, or NULL. Called from ordinary code, not from the handler.
-cdef void* memory_new(MemoryPool* pool, uint64_t bytes) noexcept nogil
+# Memory for the program, page-aligned, or NULL: zeros, or what was in memory that was freed. Called from ordinary code,
+# not from the handler.
+cdef void* memory_new(MemoryPool* pool, uint64_t bytes, bint zeros) noexcept nogil
 cdef void memory_free(void* start) noexcept nogil
 # realloc: the same bytes in a region of another length, at a place of its own if need be. What is swapped out stays so.
 # NULL: no address space, and the region is as it was.
@@ -24,7 +25,8 @@ cdef void* memory_resize(void* start, uint64_t bytes) noexcept nogil
 # What madvise(MADV_DONTNEED) does: the range reads as zeros from here on, and whole folios in it take nothing.
 cdef void memory_discard(void* start, size_t length) noexcept nogil
 cdef bint memory_inside() noexcept nogil        # this thread is in the middle of a transition
-# Fills a fresh region with the content of another of the same size, sharing swap ids: 0 or -errno (then part of it).
+# Fills a region, whatever is in it, with the content of another of the same size, sharing swap ids: 0 or -errno (then
+# part of it).
 cdef int memory_snapshot(MemoryPool* pool, void* start, void* copy) noexcept nogil
 # For tests and tools: evicts, writes back, gives unused pool memory back. Bytes, or -errno.
 cdef int64_t memory_evict(MemoryPool* pool, int64_t want) noexcept nogil

@@ -39,7 +39,8 @@ from userswap.memory.regions cimport (
     BUCKETS, PAGE_BYTES, PASSING_MOST, RECENT_MOST, SCATTERED, STREAMS, MemoryPool, Region, Stream, arena_bytes,
     arena_end,
     arena_end_word, arena_first_word, arena_start, folio_bytes, pool_first, pool_fit, pool_next_watched, pool_put,
-    region_at, region_folios, region_grow, region_new, region_of_word, region_release, region_unlink,
+    region_at, region_folios, region_give_up, region_grow, region_keep, region_may_stay, region_move_window, region_new,
+    region_of_word, region_release, region_reuse, region_unlink,
 )
 from userswap.memory.server cimport ServerOps, server_renew, server_start
 from userswap.memory.stage cimport (
@@ -811,6 +812,10 @@ cdef bint make_window(Region* region, uint64_t first, uint64_t index, bint writi
     cdef uint64_t[STAGE_SLOTS] entries
     cdef int error = 0
     cdef uint64_t i
+    if word_state(us_load(words)) == EMPTY and region_move_window(region, first):
+        for i in range(STAGE_SLOTS):
+            us_word_release(&words[i], word_make(DIRTY, 0), WAITERS)
+        return True
     if not charge(region, STAGE_SLOTS * FOLIO_BYTES, False):
         return False
     frames = stage_take_window(&zeros)
@@ -1902,12 +1907,30 @@ cdef Region* fresh_region(MemoryPool* pool, uint64_t bytes) noexcept nogil:
     return region
 
 
-cdef void* memory_new(MemoryPool* pool, uint64_t bytes) noexcept nogil:
+cdef void* memory_new(MemoryPool* pool, uint64_t bytes, bint zeros) noexcept nogil:
     cdef Region* region
+    cdef uint64_t i
+    cdef bint used
     enter()
-    region = fresh_region(pool, bytes)
+    region = region_reuse(pool, bytes)
+    used = region != NULL
+    if not used:
+        region = fresh_region(pool, bytes)
+    elif us_read(&poisoned):
+        for i in range(region_folios(region)):
+            if word_state(us_load(&region.words[i])) == EMPTY:
+                frame_vacate(folio_at(region, i), folio_bytes(region, i))       # as in fresh_region
+    if region != NULL:
+        region.zeros = zeros
     leave()
-    return region.base if region != NULL else NULL
+    if region == NULL:
+        return NULL
+    if used and zeros:
+        # As the program would, outside the gate: reclaim may have some of it by now. What is EMPTY reads as zeros.
+        for i in range(region_folios(region)):
+            if word_state(us_load(&region.words[i])) != EMPTY:
+                memset(folio_at(region, i), 0, folio_bytes(region, i))
+    return region.base
 
 
 cdef void memory_free(void* start) noexcept nogil:
@@ -1916,6 +1939,7 @@ cdef void memory_free(void* start) noexcept nogil:
     cdef uint64_t i, word
     cdef int64_t resident = 0, swapped = 0, parts = 0
     cdef int error = -ENOMEM, tries = 0
+    cdef bint stays
     if region == NULL or region.base != <char*>start:
         return
     enter()
@@ -1925,6 +1949,20 @@ cdef void memory_free(void* start) noexcept nogil:
         sched_yield()                   # a fault that the program needed, which it has got (BY_THREAD)
     ahead_forget(pool, region, True)
     region_unlink(region)
+    stays = region_may_stay(region)
+    for i in range(region_folios(region)):
+        while stays:
+            # That has no copy, and nobody looks at: what a program leaves that fits.
+            word = us_load(&region.words[i])
+            if word & BUSY:
+                us_word_wait(&region.words[i], word, WAITERS)
+            else:
+                stays = word_state(word) == EMPTY or word_state(word) == DIRTY
+                break
+    if stays:
+        region_keep(region)
+        leave()
+        return
     for i in range(region_folios(region)):
         while True:
             word = us_load(&region.words[i])
@@ -1968,6 +2006,7 @@ cdef bint discard_folio(Region* region, uint64_t index) noexcept nogil:
             return False
         elif us_cas(at, word, (word | BUSY) & ~<uint64_t>WAITERS):
             break
+    region.zeros = True
     if word_resident(word):
         region.broken[index // STAGE_SLOTS] = 1
         if frame_vacate(folio_at(region, index), folio_bytes(region, index)) != 0:
@@ -2208,6 +2247,12 @@ cdef int memory_snapshot(MemoryPool* pool, void* start, void* copy) noexcept nog
         return -EINVAL
     target.hint.tiers = source.hint.tiers       # what both have can be in one place only
     enter()
+    source.zeros = True             # what was never touched in it reads the same in both
+    target.zeros = True
+    for i in range(region_folios(target)):
+        if not discard_folio(target, i):        # what it was made of, if it was memory that was freed
+            leave()
+            return -EINVAL
     for i in range(region_folios(source)):
         # What is stored makes the pool grow before anything leaves; what is shared, the map, by a few bytes each.
         # Reclaim takes a worker of its own: before ours.
@@ -2232,6 +2277,7 @@ cdef int64_t memory_evict(MemoryPool* pool, int64_t want) noexcept nogil:
     cdef int64_t done = 0, freed
     enter()
     ahead_forget(pool, NULL, True)
+    done = region_give_up(pool, want)
     while done < want:
         freed = evict(pool, want - done, False, True)
         if freed <= 0:
@@ -2358,7 +2404,7 @@ cdef int64_t check_counts(MemoryPool* pool, uint64_t* ids, int64_t n, int64_t* d
 cdef int64_t memory_check(MemoryPool* pool, int64_t* states) noexcept nogil:
     cdef Region* region
     cdef uint64_t i, word
-    cdef int64_t wrong = 0, held = 0, resident = 0, swapped = 0, parts = 0
+    cdef int64_t wrong = 0, held = 0, resident = 0, kept = 0, swapped = 0, parts = 0
     cdef uint64_t length
     cdef uint64_t* ids
     close_gate()
@@ -2392,6 +2438,17 @@ cdef int64_t memory_check(MemoryPool* pool, int64_t* states) noexcept nogil:
                 held += 1
                 wrong += not space_owns(pool.swap, word_id(word), <uint64_t>&region.words[i])
         region = region.next
+    region = pool.kept
+    while region != NULL:
+        for i in range(region_folios(region)):
+            word = region.words[i]
+            wrong += word != 0 and word != word_make(DIRTY, 0) | YOUNG
+            kept += <int64_t>folio_bytes(region, i) if word else 0
+        for i in range(region_folios(region), region.granules):
+            wrong += region.words[i] != 0       # what was given up
+        region = region.next
+    wrong += kept != us_read(&pool.reclaim.kept)
+    resident += kept
     wrong += check_counts(pool, ids, held, &states[4])
     wrong += resident != us_read(&pool.reclaim.resident)
     wrong += swapped != us_read(&pool.swapped_bytes)
@@ -2505,6 +2562,11 @@ cdef void before_fork() noexcept nogil:
     cdef MemoryPool* pool
     close_gate()
     pool = pool_first()
+    # A child would only copy what is kept, and a fork less of it.
+    while pool != NULL:
+        region_give_up(pool, <int64_t>1 << 62)
+        pool = pool.next
+    pool = pool_first()
     # A child of the family belongs to it also if there is no pool just now: it may make one, and fork.
     if pool != NULL or kin_me() >= 0:
         kin_before_fork()
@@ -2552,6 +2614,7 @@ cdef void after_fork_in_child() noexcept nogil:
             reclaim_inherit(&pool.reclaim, parent, parent_generation)
         region = pool.regions
         while region != NULL:
+            region.shared = True
             for i in range(region_folios(region)):
                 word = region.words[i]
                 # What was known to be clean by its protection is not any more, unless mappings are protected, which

@@ -40,13 +40,15 @@ cdef struct Region:
     uint8_t* broken
     uint8_t* stayed             # by window: it came back soon, and was to stay then (goes_round)
     MemoryPool* pool
-    Region* next                # in the pool's list; in a free list, the next free extent
+    Region* next                # in the pool's list, or in that of kept ones; in a free list, the next free extent
     Region* previous
     CodecHint hint
     Stream[STREAMS] streams
     int turn                    # the stream that is forgotten next
     int scattered               # how much faults here go anywhere: SCATTERED is enough to bring parts only
     int64_t leaving             # being freed: no fault that is still on its way is served any more
+    bint zeros                  # what was never touched reads as zeros, and not as anything
+    bint shared                 # made before the fork that made this process: its pages may be the parent's, too
 
 # A window that shall leave before others do.
 cdef struct Passing:
@@ -67,6 +69,9 @@ cdef struct MemoryPool:
     Passing[PASSING_MOST] passing       # a ring, the oldest first; with the next four, under list_lock
     uint32_t passing_first
     uint32_t passing_count
+    Region* kept                # freed regions that have their frames still, the newest first; under list_lock
+    Region* kept_last
+    int64_t kept_count
     Region* copy_hand           # the next folio that is asked whether it needs its copy
     uint64_t copy_index
     uint64_t[RECENT_MOST] recent    # where the last faults were, each by the address of its folio's word
@@ -113,6 +118,18 @@ cdef bint region_grow(Region* region, uint64_t bytes) noexcept nogil
 cdef void region_unlink(Region* region) noexcept nogil
 # Gives back the address space of an unlinked region whose words are all EMPTY; not `again`: nobody gets it any more.
 cdef void region_release(Region* region, bint again) noexcept nogil
+# Kept regions: freed, but their frames are in place, DIRTY and charged, for the next region of about their length,
+# until something else wants the room. Nobody finds them by an address or on the pool's list.
+# Whether a region that is freed may be kept, as far as its length and the room say.
+cdef bint region_may_stay(Region* region) noexcept nogil
+# Keeps an unlinked region whose words are all EMPTY or DIRTY, and whose frames are as its words say.
+cdef void region_keep(Region* region) noexcept nogil
+# A kept region, as region_new, but it reads as what was in it where its words say DIRTY. NULL: there is none.
+cdef Region* region_reuse(MemoryPool* pool, uint64_t bytes) noexcept nogil
+# Moves a window of frames from a kept region to one that asks for no zeros, where nothing is. False: there is none.
+cdef bint region_move_window(Region* target, uint64_t first) noexcept nogil
+# Takes about `want` bytes of frames from kept regions, the oldest first; how many it took.
+cdef int64_t region_give_up(void* pool, int64_t want) noexcept nogil
 cdef uint64_t folio_bytes(const Region* region, uint64_t index) noexcept nogil
 cdef uint64_t region_folios(const Region* region) noexcept nogil
 

@@ -10,7 +10,8 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from userswap.backends.codec cimport FOLIO_BYTES, FOLIO_SHIFT, PARTS
-from userswap.memory.frames cimport frames_free_tables, frames_open
+from userswap.memory.frames cimport frame_move_out, frame_vacate, frames_can_move, frames_free_tables, frames_open
+from userswap.memory.pagetable cimport DIRTY, YOUNG
 from userswap.memory.stage cimport STAGE_SLOTS, stage_keep, stage_kept, stage_open
 from userswap.native.mman cimport (
     MADV_DONTDUMP, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE,
@@ -20,7 +21,7 @@ from userswap.native.us cimport (
     us_add, us_assert, us_cas, us_load_ptr, us_lock, us_max, us_mutex, us_read, us_store, us_store_ptr, us_unlock,
     us_write,
 )
-from userswap.reclaim.reclaim cimport reclaim_delete, reclaim_set_limit
+from userswap.reclaim.reclaim cimport reclaim_delete, reclaim_set_limit, reclaim_uncharge
 from userswap.reclaim.watch cimport watch_delete
 from userswap.swap.space cimport ALL_TIERS, space_delete
 
@@ -34,6 +35,11 @@ cdef enum:
     LEAST_SHIFT = 30
     WINDOWS_FROM = 32 << 20     # bytes of budget: with less, a window and the next one would be too much of it
     SMALL = 128 << 20           # with less, few windows are under way at once
+    KEPT_MOST = 128 << 20       # bytes of frames that freed regions keep, in all: what glibc keeps in two heaps
+    KEPT_LONGEST = 64 << 20     # and one: longer ones cost more to fill than to make
+    KEPT_SHARE = 8              # one part in so many of the budget
+    KEPT_REGIONS = 64           # each free and each allocation may look at all
+    VACATE_TRIES = 64
 
 arena_start = NULL
 arena_end = NULL
@@ -174,7 +180,7 @@ cdef Region* region_new(MemoryPool* pool, uint64_t bytes) noexcept nogil:
     global regions_made, granules_used
     cdef uint64_t whole = (bytes + PAGE_BYTES - 1) & ~<uint64_t>(PAGE_BYTES - 1)
     cdef uint64_t granules = (whole + FOLIO_BYTES - 1) >> FOLIO_SHIFT
-    cdef uint64_t first, i
+    cdef uint64_t first
     cdef Region* region
     cdef int kind
     if whole < bytes or whole == 0 or whole > arena_bytes():
@@ -204,8 +210,16 @@ cdef Region* region_new(MemoryPool* pool, uint64_t bytes) noexcept nogil:
     us_unlock(&arena_lock)
     if region == NULL:
         return NULL
+    enter_pool(region, pool, whole)
+    return region
+
+
+cdef void enter_pool(Region* region, MemoryPool* pool, uint64_t whole) noexcept nogil:
+    cdef uint64_t first, i
     region.bytes = whole
     region.pool = pool
+    region.zeros = True
+    region.shared = False
     region.hint.recipe = -1
     region.hint.expected = 0
     region.hint.left = 0
@@ -227,7 +241,6 @@ cdef Region* region_new(MemoryPool* pool, uint64_t bytes) noexcept nogil:
     first = (<uint64_t>region.base - <uint64_t>arena_start) >> FOLIO_SHIFT
     for i in range(region_folios(region)):
         us_store_ptr(<void**>&arena_owner[first + i], region)
-    return region
 
 
 cdef bint region_grow(Region* region, uint64_t bytes) noexcept nogil:
@@ -273,27 +286,251 @@ cdef void region_unlink(Region* region) noexcept nogil:
     us_unlock(&pool.list_lock)
 
 
-cdef void region_release(Region* region, bint again) noexcept nogil:
+cdef void leave_pool(Region* region) noexcept nogil:
     cdef MemoryPool* pool = region.pool
-    cdef uint64_t granules = region.granules
-    cdef uint64_t i
     cdef uint64_t first = (<uint64_t>region.base - <uint64_t>arena_start) >> FOLIO_SHIFT
-    cdef int kind
+    cdef uint64_t i
     for i in range(region_folios(region)):
-        us_assert(region.words[i] == 0, "a released region holds nothing")
         us_store_ptr(<void**>&arena_owner[first + i], NULL)
     us_add(&pool.virtual_bytes, -<int64_t>region.bytes)
     us_add(&pool.region_count, -1)
     us_add(&pool.reclaim.overhead, -<int64_t>(sizeof(Region) + PAGE_TABLE_BYTES * region_folios(region)))
+
+
+cdef void give_extent(Region* region) noexcept nogil:
+    cdef uint64_t granules = region.granules
+    cdef int kind = extent_class(&granules)
     region.pool = NULL
     region.bytes = 0
+    us_lock(&arena_lock)
+    region.next = free_extents[kind]
+    free_extents[kind] = region
+    us_unlock(&arena_lock)
+
+
+cdef void region_release(Region* region, bint again) noexcept nogil:
+    cdef MemoryPool* pool = region.pool
+    cdef uint64_t i
+    for i in range(region_folios(region)):
+        us_assert(region.words[i] == 0, "a released region holds nothing")
+    leave_pool(region)
     if again:
-        kind = extent_class(&granules)
-        us_lock(&arena_lock)
-        region.next = free_extents[kind]
-        free_extents[kind] = region
-        us_unlock(&arena_lock)
+        give_extent(region)
     pool_put(pool)
+
+
+# ---- freed regions that keep their frames ----
+
+cdef inline int64_t kept_most(MemoryPool* pool) noexcept nogil:
+    cdef int64_t most = us_read(&pool.reclaim.limit) // KEPT_SHARE
+    return most if most < KEPT_MOST else KEPT_MOST
+
+
+cdef bint region_may_stay(Region* region) noexcept nogil:
+    cdef MemoryPool* pool = region.pool
+    # A child of fork would copy what it writes to there: new frames are cheaper.
+    return (FOLIO_BYTES <= region.bytes <= KEPT_LONGEST and <int64_t>region.bytes <= kept_most(pool)
+            and not region.shared)
+
+
+cdef int64_t in_place(const Region* region, uint64_t first, uint64_t end) noexcept nogil:
+    """Bytes of the folios of a kept region that have frames."""
+    cdef int64_t bytes = 0
+    cdef uint64_t i
+    for i in range(first, end):
+        if region.words[i]:
+            bytes += <int64_t>folio_bytes(region, i)
+    return bytes
+
+
+cdef void take_off(MemoryPool* pool, Region* region) noexcept nogil:
+    """A kept region off the list, whose lock the caller has."""
+    if region.previous != NULL:
+        region.previous.next = region.next
+    else:
+        pool.kept = region.next
+    if region.next != NULL:
+        region.next.previous = region.previous
+    else:
+        pool.kept_last = region.previous
+    pool.kept_count -= 1
+
+
+cdef void region_keep(Region* region) noexcept nogil:
+    cdef MemoryPool* pool = region.pool
+    cdef int64_t bytes = in_place(region, 0, region_folios(region))
+    cdef int64_t over
+    cdef uint64_t i
+    if bytes == 0:
+        region_release(region, True)
+        return
+    leave_pool(region)
+    # Its frames are counted as what is in place all the time. It holds no reference: the last one ends it, too.
+    for i in range(region_folios(region)):
+        if region.words[i]:
+            us_store(&region.words[i], DIRTY | YOUNG)
+    us_add(&pool.reclaim.kept, bytes)
+    us_lock(&pool.list_lock)
+    region.previous = NULL
+    region.next = pool.kept
+    if pool.kept != NULL:
+        pool.kept.previous = region
+    else:
+        pool.kept_last = region
+    pool.kept = region
+    pool.kept_count += 1
+    us_unlock(&pool.list_lock)
+    # Of too much the oldest goes, not this one, which is what the program works with.
+    over = us_read(&pool.reclaim.kept) - kept_most(pool)
+    if over > 0:
+        region_give_up(pool, over)
+    while us_read(&pool.kept_count) > KEPT_REGIONS and region_give_up(pool, 1) > 0:
+        pass
+    pool_put(pool)
+
+
+cdef int drop_frames(MemoryPool* pool, Region* region, uint64_t first) noexcept nogil:
+    """Of a kept region that is off the list: no frames from folio `first` on. 0 or -errno: they are there still."""
+    cdef uint64_t end = region_folios(region)
+    cdef int64_t bytes
+    cdef int error = -ENOMEM, tries = 0
+    if first >= end:
+        return 0
+    bytes = in_place(region, first, end)
+    while bytes and error == -ENOMEM and tries < VACATE_TRIES:
+        error = frame_vacate(region.base + (first << FOLIO_SHIFT), region.bytes - (first << FOLIO_SHIFT))
+        if error == -ENOMEM:
+            tries += 1                          # mappings are short: what leaves gives some back
+            pool.reclaim.evict(pool, FOLIO_BYTES, False)
+    if bytes and error:
+        return error
+    memset(&region.words[first], 0, (end - first) * 8)
+    region.bytes = first << FOLIO_SHIFT
+    us_add(&pool.reclaim.kept, -bytes)
+    reclaim_uncharge(&pool.reclaim, bytes)
+    return 0
+
+
+cdef void lose(MemoryPool* pool, Region* region) noexcept nogil:
+    """The same where they can't be had back: nobody gets the region any more."""
+    cdef int64_t bytes = in_place(region, 0, region_folios(region))
+    memset(region.words, 0, region_folios(region) * 8)
+    us_add(&pool.reclaim.kept, -bytes)
+    reclaim_uncharge(&pool.reclaim, bytes)
+
+
+cdef Region* region_reuse(MemoryPool* pool, uint64_t bytes) noexcept nogil:
+    cdef uint64_t whole = (bytes + PAGE_BYTES - 1) & ~<uint64_t>(PAGE_BYTES - 1)
+    cdef uint64_t folios = (whole + FOLIO_BYTES - 1) >> FOLIO_SHIFT
+    cdef uint64_t have, apart, least = folios
+    cdef Region* region
+    cdef Region* best = NULL
+    if whole < bytes or whole < FOLIO_BYTES or us_read(&pool.reclaim.kept) == 0:
+        return NULL
+    us_lock(&pool.list_lock)
+    region = pool.kept
+    while region != NULL and least:
+        have = region_folios(region)
+        apart = have - folios if have > folios else folios - have
+        # Of windows only where it can be one, and not much more address space than is asked for.
+        if (folios <= region.granules <= 2 * folios and apart < least
+                and (folios < WINDOW_FOLIOS or region.granules >= WINDOW_FOLIOS)):
+            best = region
+            least = apart if region.bytes != whole else 0
+        region = region.next
+    if best != NULL:
+        take_off(pool, best)
+    us_unlock(&pool.list_lock)
+    if best == NULL:
+        return NULL
+    # A folio that is shorter, or longer, than it was has frames that it should not have, or lacks some.
+    if best.bytes != whole and drop_frames(pool, best, min(whole, best.bytes) >> FOLIO_SHIFT):
+        lose(pool, best)
+        return NULL
+    us_add(&pool.reclaim.kept, -in_place(best, 0, region_folios(best)))
+    enter_pool(best, pool, whole)
+    return best
+
+
+cdef void put_back(MemoryPool* pool, Region* region) noexcept nogil:
+    """What is left of a kept region that was taken off the list: as the oldest."""
+    if region.bytes == 0:
+        give_extent(region)
+        return
+    us_lock(&pool.list_lock)
+    region.next = NULL
+    region.previous = pool.kept_last
+    if pool.kept_last != NULL:
+        pool.kept_last.next = region
+    else:
+        pool.kept = region
+    pool.kept_last = region
+    pool.kept_count += 1
+    us_unlock(&pool.list_lock)
+
+
+cdef bint region_move_window(Region* target, uint64_t first) noexcept nogil:
+    cdef MemoryPool* pool = target.pool
+    cdef Region* region
+    cdef uint64_t start
+    cdef char* there = target.base + (first << FOLIO_SHIFT)
+    cdef bint moved = False
+    if target.zeros or us_read(&pool.reclaim.kept) < WINDOW_BYTES or not frames_can_move():
+        return False
+    us_lock(&pool.list_lock)
+    region = pool.kept_last
+    while region != NULL and (region.bytes < WINDOW_BYTES or region.granules < WINDOW_FOLIOS):
+        region = region.previous
+    if region != NULL:
+        take_off(pool, region)
+    us_unlock(&pool.list_lock)
+    if region == NULL:
+        return False
+    # Its last whole window; what is behind that goes.
+    start = (region.bytes // WINDOW_BYTES - 1) * WINDOW_FOLIOS
+    if drop_frames(pool, region, start + WINDOW_FOLIOS):
+        lose(pool, region)
+        return False
+    if in_place(region, start, start + WINDOW_FOLIOS) == WINDOW_BYTES:
+        if target.broken[first // WINDOW_FOLIOS] or frames_free_tables():
+            frame_vacate(there, WINDOW_BYTES)           # a page table, as in window_in_place
+        moved = frame_move_out(region.base + (start << FOLIO_SHIFT), there, WINDOW_BYTES) == 0
+    if moved:
+        memset(&region.words[start], 0, WINDOW_FOLIOS * 8)
+        region.bytes = start << FOLIO_SHIFT
+        us_add(&pool.reclaim.kept, -<int64_t>WINDOW_BYTES)
+        target.broken[first // WINDOW_FOLIOS] = region.broken[start // WINDOW_FOLIOS]
+    elif drop_frames(pool, region, start):
+        lose(pool, region)
+        return False
+    put_back(pool, region)
+    return moved
+
+
+cdef int64_t region_give_up(void* ctx, int64_t want) noexcept nogil:
+    cdef MemoryPool* pool = <MemoryPool*>ctx
+    cdef Region* region
+    cdef uint64_t first, rest
+    cdef int64_t given = 0, before
+    while given < want:
+        us_lock(&pool.list_lock)
+        region = pool.kept_last
+        if region != NULL:
+            take_off(pool, region)
+        us_unlock(&pool.list_lock)
+        if region == NULL:
+            break
+        # From its end, and whole windows: the rest is a shorter one.
+        rest = <uint64_t>(want - given + WINDOW_BYTES - 1) & ~<uint64_t>(WINDOW_BYTES - 1)
+        first = (region.bytes - rest) >> FOLIO_SHIFT if rest < region.bytes else 0
+        first -= first % WINDOW_FOLIOS
+        before = in_place(region, first, region_folios(region))
+        if drop_frames(pool, region, first):
+            lose(pool, region)
+        else:
+            put_back(pool, region)
+        given += before
+    return given
 
 
 cdef MemoryPool* pool_new(int64_t limit) noexcept nogil:
@@ -304,6 +541,7 @@ cdef MemoryPool* pool_new(int64_t limit) noexcept nogil:
     pool.references = 1
     pool.tiers = ALL_TIERS
     pool.reclaim.aside = stage_kept()
+    pool.reclaim.give_up = region_give_up
     us_lock(&arena_lock)
     pool.next = pools
     pools = pool
@@ -354,6 +592,7 @@ cdef void pool_put(MemoryPool* pool) noexcept nogil:
     cdef MemoryPool** link
     if us_add(&pool.references, -1) != 0:
         return
+    region_give_up(pool, <int64_t>1 << 62)
     us_lock(&arena_lock)
     link = &pools
     while link[0] != pool:

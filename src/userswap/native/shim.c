@@ -91,9 +91,9 @@ static __attribute__((noinline)) int wanted(uintptr_t caller) {
     return 1;
 }
 
-static __attribute__((noinline)) void *large(size_t size, size_t alignment, uintptr_t caller) {
+static __attribute__((noinline)) void *large(size_t size, size_t alignment, int zeros, uintptr_t caller) {
     int kept = errno;
-    void *data = wanted(caller) ? shim.allocate(size, alignment) : NULL;
+    void *data = wanted(caller) ? shim.allocate(size, alignment, zeros) : NULL;
     errno = kept;
     return data;
 }
@@ -132,7 +132,7 @@ static void *resize(void *data, size_t size, uintptr_t caller) {
         }
         return move(data, old, real.malloc(size), size);
     }
-    if (is_large(size)) fresh = large(size, 16, caller);
+    if (is_large(size)) fresh = large(size, 16, 0, caller);
     if (!fresh) return real.realloc(data, size);
     return move(data, real.usable(data), fresh, size);
 }
@@ -141,7 +141,7 @@ static void *resize(void *data, size_t size, uintptr_t caller) {
 
 EXPORT void *malloc(size_t size) {
     if (UNLIKELY(!real.malloc)) find_real();
-    void *data = is_large(size) ? large(size, 16, CALLER) : NULL;
+    void *data = is_large(size) ? large(size, 16, 0, CALLER) : NULL;
     return LIKELY(!data) ? real.malloc(size) : data;
 }
 
@@ -149,7 +149,7 @@ EXPORT void *calloc(size_t count, size_t size) {
     if (UNLIKELY(!real.malloc)) find_real();
     size_t bytes;
     void *data = NULL;
-    if (!__builtin_mul_overflow(count, size, &bytes) && is_large(bytes)) data = large(bytes, 16, CALLER);
+    if (!__builtin_mul_overflow(count, size, &bytes) && is_large(bytes)) data = large(bytes, 16, 1, CALLER);
     return LIKELY(!data) ? real.calloc(count, size) : data;
 }
 
@@ -157,7 +157,7 @@ EXPORT void *realloc(void *data, size_t size) {
     if (UNLIKELY(!real.malloc)) find_real();
     if (UNLIKELY(is_spare(data))) return move(data, (size_t)(spare + sizeof spare - (char *)data), malloc(size), size);
     if (!data) {
-        void *fresh = is_large(size) ? large(size, 16, CALLER) : NULL;
+        void *fresh = is_large(size) ? large(size, 16, 0, CALLER) : NULL;
         return fresh ? fresh : real.malloc(size);
     }
     if (UNLIKELY(ours(data)) || is_large(size)) return resize(data, size, CALLER);
@@ -172,7 +172,7 @@ EXPORT void *reallocarray(void *data, size_t count, size_t size) {
     }
     if (UNLIKELY(!real.malloc)) find_real();
     if (data && (ours(data) || is_large(bytes))) return resize(data, bytes, CALLER);
-    void *fresh = !data && is_large(bytes) ? large(bytes, 16, CALLER) : NULL;
+    void *fresh = !data && is_large(bytes) ? large(bytes, 16, 0, CALLER) : NULL;
     return fresh ? fresh : real.realloc(data, bytes);
 }
 
@@ -189,7 +189,8 @@ static int is_power(size_t alignment) { return alignment && !(alignment & (align
 EXPORT int posix_memalign(void **where, size_t alignment, size_t size) {
     if (UNLIKELY(!real.malloc)) find_real();
     void *data = NULL;
-    if (is_large(size) && is_power(alignment) && alignment % sizeof(void *) == 0) data = large(size, alignment, CALLER);
+    if (is_large(size) && is_power(alignment) && alignment % sizeof(void *) == 0)
+        data = large(size, alignment, 0, CALLER);
     if (!data) return real.posix_memalign(where, alignment, size);
     *where = data;
     return 0;
@@ -197,13 +198,13 @@ EXPORT int posix_memalign(void **where, size_t alignment, size_t size) {
 
 EXPORT void *aligned_alloc(size_t alignment, size_t size) {
     if (UNLIKELY(!real.malloc)) find_real();
-    void *data = is_large(size) && is_power(alignment) ? large(size, alignment, CALLER) : NULL;
+    void *data = is_large(size) && is_power(alignment) ? large(size, alignment, 0, CALLER) : NULL;
     return data ? data : real.aligned_alloc(alignment, size);
 }
 
 EXPORT void *memalign(size_t alignment, size_t size) {
     if (UNLIKELY(!real.malloc)) find_real();
-    void *data = is_large(size) && is_power(alignment) ? large(size, alignment, CALLER) : NULL;
+    void *data = is_large(size) && is_power(alignment) ? large(size, alignment, 0, CALLER) : NULL;
     return data ? data : real.memalign(alignment, size);
 }
 
@@ -211,7 +212,7 @@ EXPORT void *memalign(size_t alignment, size_t size) {
 EXPORT void *valloc(size_t size) {
     if (UNLIKELY(!real.malloc)) find_real();
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    void *data = is_large(size) ? large(size, page, CALLER) : NULL;
+    void *data = is_large(size) ? large(size, page, 0, CALLER) : NULL;
     return data ? data : real.memalign(page, size);
 }
 EXPORT void *pvalloc(size_t size) {
@@ -222,7 +223,7 @@ EXPORT void *pvalloc(size_t size) {
         return NULL;
     }
     size = (size + page - 1) / page * page;
-    void *data = is_large(size) ? large(size, page, CALLER) : NULL;
+    void *data = is_large(size) ? large(size, page, 0, CALLER) : NULL;
     return data ? data : real.memalign(page, size);
 }
 

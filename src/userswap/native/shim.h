@@ -22,8 +22,8 @@ struct us_shim {
     size_t least;
     struct us_shim_caller callers[US_SHIM_CALLERS];
     int caller_count;
-    /* Zeros, aligned to `alignment`; NULL: libc shall give them. */
-    void *(*allocate)(size_t size, size_t alignment);
+    /* Aligned to `alignment`, and if `zeros` all zeros; NULL: libc shall give it. */
+    void *(*allocate)(size_t size, size_t alignment, int zeros);
     /* realloc of memory of ours; NULL: it can't be had, and the memory is as it was. */
     void *(*resize)(void *data, size_t size);
     void (*release)(void *data);

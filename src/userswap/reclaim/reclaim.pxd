@@ -10,10 +10,14 @@ from userswap.swap.space cimport SwapSpace
 # those that are in place in parts, as long as there are enough.
 ctypedef int64_t (*reclaim_evict)(void* ctx, int64_t want, bint parts) noexcept nogil
 
+# Takes about `want` bytes of frames from what is kept of freed memory; how many it took.
+ctypedef int64_t (*reclaim_give_up)(void* ctx, int64_t want) noexcept nogil
+
 cdef struct Reclaim:
     SwapSpace* swap
     reclaim_evict evict
-    void* ctx
+    reclaim_give_up give_up
+    void* ctx                   # for both
     int64_t limit               # the budget, bytes; it and headroom, slack may change at any time (reclaim_set_limit)
     Family family               # who else uses it
     int64_t headroom            # reclaim keeps the sum this far below the limit, for what runs at the same time
@@ -24,6 +28,7 @@ cdef struct Reclaim:
     const int64_t* aside        # bytes that the room above keeps for what comes next, of all pools
     int64_t overhead            # metadata of the rooms above, bytes
     int64_t resident            # bytes of folios in place, or about to be
+    int64_t kept                # of these, frames that freed memory keeps: the first that leave
     int64_t brought             # bytes that ever became so
     int64_t peak                # most ever of resident + pool + metadata
     int64_t failures            # charges that stayed over the budget

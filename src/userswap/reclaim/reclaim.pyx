@@ -5,6 +5,7 @@ function pointer only. Holds no lock of its own: the sums are atomic, and every 
 reclaims for itself, so that compression runs on as many cores as there are threads that need memory.
 
 Order of measures, cheapest first:
+0. frames that freed memory keeps;
 1. give back pool memory that holds nothing (compaction), when it is more than WASTE_PERCENT of what is stored;
 2. evict folios (clean ones just leave, dirty ones are compressed into zswap);
 3. when few folios are left in place, write cold ones back from zswap to the swap file;
@@ -86,9 +87,11 @@ cdef inline int64_t one_write(Reclaim* r) noexcept nogil:
 
 cdef int64_t shrink(Reclaim* r, int64_t over, bint parts) noexcept nogil:
     """One step of the list above; 0 when no step gives anything."""
-    cdef int64_t freed = swap_compact(r.swap, WASTE_PERCENT, COMPACT_EFFORT)
+    cdef int64_t freed = r.give_up(r.ctx, over) if us_read(&r.kept) else 0
     # What was inherited and is the parent's too makes no room when it leaves, only what was stored since does.
     cdef bint inherited = us_read(&r.family.credit) > 0 and reclaim_used(r) <= r.limit - r.headroom
+    if freed == 0:
+        freed = swap_compact(r.swap, WASTE_PERCENT, COMPACT_EFFORT)
     if freed > 0:
         return freed
     if us_read(&r.resident) > (WINDOWS if inherited and WINDOWS > r.least_resident else r.least_resident):
@@ -166,6 +169,10 @@ cdef int64_t add(Reclaim* r, int64_t bytes, bint parts, bint* tried, bint* stuck
     if family_due(&r.family):
         settle(r)
     used = reclaim_used(r)
+    # What is kept costs nothing: the program never has more than it would have had without.
+    if us_read(&r.kept) and used > us_read(&r.peak):
+        r.give_up(r.ctx, used - us_read(&r.peak))
+        used = reclaim_used(r)
     ceiling = reclaim_ceiling(r)
     tried[0] = used > ceiling - r.headroom and not resting(r)
     if tried[0]:
