@@ -1724,9 +1724,8 @@ cdef bint space_owns(SwapSpace* s, uint64_t id, uint64_t holder) noexcept nogil:
         known = swapfile_owner(s.devices[slot_device(entry)], slot_offset(entry))
         if known == 0 or entry_of(slot_device(entry), <int64_t>slot_offset(entry), known) != entry:
             return False
-        # One design's owners of slots say in which group they are, too: below, what all of them have.
-        return (known ^ owner) & ((<uint64_t>1 << 34) - 1) == 0
-    return known & OWNER == owner
+    # One design's owners of slots say in which group they are, too, from bit 34 on.
+    return (known ^ owner) & ((<uint64_t>1 << 34) - 1) == 0
 
 
 cdef bint count_run(void* ctx, uint64_t owner, int64_t slot) noexcept nogil:
