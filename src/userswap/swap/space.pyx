@@ -76,7 +76,7 @@ cdef enum:
     TURN_SLOTS = 256            # slots that go to one file before it is the next one's turn: 1 MiB
     VAIN_BATCHES = 8
     DRAIN_LOOKS = 256           # clusters that one step of a swapoff passes
-    TIDY_NS = 10000000
+    TIDY_NS = 200000000         # between two clusters that are given back in part: every 10 ms cost 8 % of an update
     GAP_MOST = 32               # in what is read to be moved, slots
     HIGH_PERCENT = 90           # of a tier that has a slower one below: from there on it is crowded
     LOW_PERCENT = 80
