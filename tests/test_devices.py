@@ -724,16 +724,18 @@ def generation(depth):
         end(child(work))
     assert (array == noise(8 * MIB, depth)).all()
 generation(0)
-def deep(depth):
+def deep(depth, inherited):
+    inherited.clear()       # the last that refers to its ancestors' files
     a = pool.array(noise(3 * MIB, depth))
     out(pool)
     assert sum(used(pool).values()) == 3 * MIB, (depth, used(pool))
     assert (a == noise(3 * MIB, depth)).all()
     out(pool)
-    del a
     if depth:
-        end(child(lambda: deep(depth - 1)))
-deep(20)
+        mine = [a]
+        del a
+        end(child(lambda: deep(depth - 1, mine)))
+deep(20, [])
 """.replace('assert used(pool) == {"3": 0, "2": 0} | used(pool)\n    ', ""),
         tmp_path,
     )

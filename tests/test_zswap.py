@@ -421,6 +421,30 @@ def cold_ones(pool: ZswapPool, n: int) -> list[int]:
     return owners
 
 
+def test_what_stays_is_never_among_the_coldest() -> None:
+    pool = ZswapPool(1 << 30, 400)
+    for owner in range(1, 401):
+        pool.fill(owner, 20000)
+    for owner in range(1, 301):
+        pool.stay(owner)
+    pool.check()
+    pool.cool(301)
+    for owner in (*range(1, 100, 3), 310):
+        pool.discard(owner)
+    assert pool.compact(0) > 0
+    pool.check()
+    taken = []
+    while cold := pool.coldest(16):
+        taken += [owner for _, owner in cold]
+    assert taken[0] == 301
+    assert sorted(taken) == [*range(301, 310), *range(311, 401)]
+    for owner in taken:
+        pool.release(owner)
+    for owner in range(1, 401):
+        pool.discard(owner)
+    pool.check()
+
+
 def test_what_is_cold_comes_first_and_the_clock_stays() -> None:
     pool = ZswapPool(1 << 30, 100)
     for owner in range(1, 101):

@@ -988,14 +988,14 @@ cdef uint64_t entry_lock(uint64_t* entry) noexcept nogil:
             return entry_seen(word)
 
 cdef bint owner_locked(void* ctx, uint64_t owner, uint64_t handle) noexcept nogil:
-    cdef uint64_t* entry = &(<Owners*>ctx).entries[owner]
+    cdef uint64_t* entry = &(<Owners*>ctx).entries[owner & ~ZSWAP_STAYS]
     cdef uint64_t word = us_load(entry)
     if not owner:
         us_add(&(<Owners*>ctx).nobodys, 1)
     return word == entry_make(ZSWAP, handle) and us_cas(entry, word, word | ENTRY_LOCKED)
 
 cdef void owner_moved(void* ctx, uint64_t owner, uint64_t fresh) noexcept nogil:
-    us_word_release(&(<Owners*>ctx).entries[owner], entry_make(ZSWAP, fresh), ENTRY_WAITERS)
+    us_word_release(&(<Owners*>ctx).entries[owner & ~ZSWAP_STAYS], entry_make(ZSWAP, fresh), ENTRY_WAITERS)
 
 cdef inline uint64_t mix(uint64_t x) noexcept nogil:
     x ^= x >> 30
@@ -1141,6 +1141,13 @@ cdef class ZswapPool:
     def set_owner(self, uint64_t handle, uint64_t owner):
         """Say whose an object is; 0 takes it out of what compaction and the clock look at."""
         zswap_set_owner(self.z, handle, owner)
+
+    def stay(self, uint64_t owner):
+        """Say that the owner's object is never written back."""
+        cdef uint64_t handle = entry_payload(us_load(self.entry(owner)))
+        if not handle:
+            raise KeyError(f"owner {owner} has no object")
+        zswap_set_owner(self.z, handle, owner | ZSWAP_STAYS)
 
     def cool(self, uint64_t owner):
         """Say that the owner's object is cold."""
