@@ -5,14 +5,16 @@ Errors of the rooms below are return codes; here they become exceptions.
 import os
 
 from cpython.buffer cimport PyBUF_FULL_RO, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
-from libc.errno cimport EINVAL
+from libc.errno cimport EINVAL, EIO
 from libc.stdint cimport int64_t, uint64_t
 
 from userswap.backends.codec cimport FOLIO_BYTES, codec_metadata
 from userswap.backends.swapfile cimport SwapFile, swapfile_delete, swapfile_new
+from userswap.backends.zswap cimport zswap_mapping
 from userswap.memory.ahead cimport ahead_may, ahead_on_want, ahead_pause, ahead_rest
 from userswap.memory.faults cimport (
     faults_install, memory_background, memory_check, memory_compact, memory_evict, memory_fit, memory_holders,
+    memory_loss,
     memory_pin, memory_pool_close, memory_shrink, memory_snapshot, memory_unpin, memory_writeback, pool_bind,
 )
 from userswap.memory.frames cimport (
@@ -32,6 +34,7 @@ from userswap.swap.space cimport (
     SwapSpace, space_metadata, space_dedupe, space_new, space_pool_bytes, space_slot_bytes,
     space_stored_bytes,
 )
+from userswap.errors import DataLost
 from userswap.swap.traced cimport traced_events
 
 cdef extern from "Python.h":
@@ -130,6 +133,15 @@ def rest() -> None:
     with nogil:
         watcher_rest()
         ahead_rest()
+
+
+cdef lost(int64_t error):
+    """The exception for what the memory room says."""
+    cdef char[768] text
+    if error != -EIO:
+        return OSError(-error, os.strerror(-error))
+    memory_loss(text, sizeof(text))
+    return DataLost(EIO, text.decode(errors="replace").strip().removeprefix("userswap: "))
 
 
 def debug_build() -> bool:
@@ -319,12 +331,19 @@ cdef class Core:
             memory_pool_close(p)
         return done
 
+    def compressed(self) -> tuple[int, int]:
+        """Address and length of zswap's mapping as far as it was ever used; for tests, which damage it."""
+        cdef uint64_t length = 0
+        cdef char* start = zswap_mapping(self.alive().swap.zswap, &length)
+        return <uint64_t>start, length
+
     def snapshot(self, source: int, target: int) -> None:
         """Give the region that starts at `target`, which is fresh, the content of the one at `source`.
 
         Raises:
             ValueError: they are not two regions of this pool, of the same size.
-            OSError: part of the source can't be had, or there is no memory.
+            DataLost: part of the source can't be had.
+            OSError: there is no memory.
         """
         cdef MemoryPool* p = self.alive()
         cdef uint64_t start = source, copy = target
@@ -336,7 +355,7 @@ cdef class Core:
         if error == -EINVAL:
             raise ValueError("a snapshot is of a region of this pool, into a fresh one of the same size")
         if error:
-            raise OSError(-error, os.strerror(-error))
+            raise lost(error)
 
     def region(self, address: int) -> tuple[int, int] | None:
         """Start and length, bytes, of the region of this pool that the byte at `address` is in."""
@@ -466,7 +485,7 @@ cdef class Span:
 
         Raises:
             TooMuch: of the pool's budget too much would be pinned.
-            OSError: swapped data can't be had.
+            DataLost: swapped data can't be had.
         """
         cdef Region* region = region_at(self.start)
         cdef int64_t error, most
@@ -481,7 +500,7 @@ cdef class Span:
             error = self.hold()
         if error:
             us_add(&region.pool.pinned, -self.length)
-            raise OSError(-error, os.strerror(-error))
+            raise lost(error)
         self.pid = getpid()
 
     def unpin(self) -> None:

@@ -8,6 +8,7 @@ __all__ = [
     "BadSize",
     "BenchError",
     "BudgetError",
+    "DataLost",
     "DeliveryError",
     "LabError",
     "MapDesignError",
@@ -29,6 +30,13 @@ class BadSize(UserswapError, ValueError):  # noqa: N818 - reads as what it is: "
 
 class BudgetError(UserswapError, ValueError):
     """The RAM budget is too small to work with, or none could be worked out."""
+
+
+class DataLost(UserswapError, OSError):  # noqa: N818 - what happened, as in "data lost"
+    """Data that was swapped out can't be brought back: the device failed, or what is there is not what was stored.
+
+    `errno` is EIO. What the program gets where no exception can be raised, at a load or store, is a bus error.
+    """
 
 
 class DeliveryError(UserswapError, ValueError):

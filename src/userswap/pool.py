@@ -443,7 +443,7 @@ class Pool:
         Raises:
             ValueError: the array does not live in this pool, or holds Python objects; or the pool is closed.
             MemoryError: no address space.
-            OSError: swapped data can't be had; the array itself is as it was.
+            DataLost: swapped data can't be had; the array itself is as it was.
 
         Example:
             >>> before = pool.snapshot(x)

@@ -66,6 +66,9 @@ cdef struct SwapSpace:
     int64_t promotions          # folios moved from a slot to zswap
     int64_t writebacks          # folios moved from zswap to a slot, or put there at once
     int64_t slot_stored         # packed bytes in slots
+    int64_t reads_again         # folios that had to be read from a slot once more
+    int64_t reads_lost          # and in vain
+    uint64_t lost_at            # entry of the last folio that was not what it was
     int64_t same_filled
     int64_t runs                # large folios that left together
     int64_t cache_hits          # swap-ins served from another holder's folio
@@ -99,8 +102,8 @@ cdef void swap_out_run(SwapSpace* s, Worker* worker, const void* data, int count
 # zswap, the result hardly compresses): it has to leave as a whole.
 cdef uint64_t swap_out_parts(SwapSpace* s, Worker* worker, uint64_t id, const void* const* parts, CodecHint* hint,
                              uint64_t holder, bint cold, bint* updated) noexcept nogil
-# Loads the n bytes of an id into `data`: 0 or -errno (-EIO: the device or the copy is damaged; -ENXIO: it was
-# in the swap file of an ancestor that is out of reach). The id keeps its copy and its count.
+# Loads the n bytes of an id into `data`: 0 or -errno (-EIO: the device says so; -EBADMSG, -ESTALE, -EXDEV: what is there
+# is not what was stored, see backends/seal; -ENXIO: it was in the swap file of an ancestor that is out of reach). The id keeps its copy and its count.
 # `folio`: the holder whose clean folio it becomes, for the swap cache; 0: it will be written.
 cdef int swap_in(SwapSpace* s, Worker* worker, uint64_t id, void* data, int n, uint64_t folio) noexcept nogil
 # One part of a whole folio, PART_BYTES.
@@ -135,6 +138,8 @@ cdef int64_t swap_compact(SwapSpace* s, int percent, int64_t effort) noexcept no
 # on.
 cdef void space_before_fork(SwapSpace* s) noexcept nogil
 cdef void space_inherit(SwapSpace* s) noexcept nogil
+# Where the last folio was that could not be loaded: text for a message.
+cdef void space_lost_at(SwapSpace* s, int error, char* text, int n) noexcept nogil
 cdef bint space_has_device(SwapSpace* s) noexcept nogil          # writeback has somewhere to go, or may have
 cdef int64_t space_slot_bytes(SwapSpace* s) noexcept nogil       # in use in swap files
 cdef int64_t space_pool_bytes(SwapSpace* s) noexcept nogil

@@ -7,25 +7,32 @@ and of the device; inside a leaf mutex an entry is only ever try-locked.
 Freeing order (see map.pxd): storage first, under the entry's lock, then the entry. So whoever finds an
 object in zswap under its mutex knows that the owner's id is alive and may try-lock it.
 """
-from libc.errno cimport EIO, ENODEV, ENOMEM, ENOSPC, ENXIO, errno
+from libc.errno cimport (
+    EAGAIN, EBADMSG, EDQUOT, EFAULT, EFBIG, EINTR, EINVAL, EIO, EMFILE, ENFILE, ENODEV, ENOMEM, ENOSPC, ENXIO, ESTALE, EXDEV, errno,
+)
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp, memcpy, memset, strcpy, strlen
+from libc.string cimport memcmp, memcpy, memset, strcpy, strerror, strlen
 
 from userswap.backends.codec cimport (
     FOLIO_BYTES, PACKED_BYTES, PART_BYTES, PARTS, PackedPart, Worker, codec_choose, codec_compress, codec_decompress,
-    codec_give, codec_hash, codec_length, codec_pack_parts, codec_part, codec_replace, codec_size, codec_spread,
+    codec_give, codec_hash, codec_pack_parts, codec_part, codec_replace, codec_size, codec_spread,
     codec_take, codec_update,
 )
+from userswap.backends.seal cimport (
+    ALL_PARTS, SEAL_WHOLE, seal_length, seal_look, seal_moved, seal_object, seal_open, seal_open_raw, seal_place, seal_raw, seal_run,
+    seal_slots, seal_stamp, seal_sums, seal_total, seal_update,
+)
 from userswap.backends.swapfile cimport (
-    SLOT_BYTES, SwapFile, iovec, swapfile_alloc, swapfile_copy, swapfile_delete, swapfile_free, swapfile_metadata,
-    swapfile_new, swapfile_punch, swapfile_read, swapfile_scatter, swapfile_slots, swapfile_take, swapfile_used,
+    IO_OPEN, SLOT_BYTES, SwapFile, iovec, swapfile_alloc, swapfile_copy, swapfile_delete, swapfile_free, swapfile_metadata,
+    swapfile_name, swapfile_new, swapfile_punch, swapfile_refused, swapfile_retire, swapfile_retired, swapfile_read, swapfile_scatter, swapfile_seals, swapfile_slots, swapfile_take, swapfile_used,
     swapfile_words, swapfile_write,
 )
 from userswap.backends.zswap cimport (
     zswap_alloc, zswap_bytes, zswap_churn, zswap_cold, zswap_coldest, zswap_compact, zswap_delete, zswap_free,
     zswap_memory,
-    zswap_metadata, zswap_new, zswap_objects, zswap_resize, zswap_room, zswap_set_owner, zswap_set_owner_cold,
+    zswap_metadata, zswap_new, zswap_objects, zswap_peek, zswap_resize, zswap_room, zswap_set_owner, zswap_set_owner_cold,
     zswap_stored,
 )
 from userswap.native.descriptors cimport FIRST_FD, descriptor_up
@@ -33,7 +40,8 @@ from userswap.native.mman cimport (
     MADV_DONTDUMP, MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE,
     PROT_READ, PROT_WRITE, madvise, mmap, munmap,
 )
-from userswap.native.us cimport us_add, us_chaos, us_lock, us_now, us_read, us_unlock, us_write
+from userswap.native.sum cimport sum_start
+from userswap.native.us cimport us_add, us_chaos, us_load, us_lock, us_now, us_read, us_store, us_unlock, us_write
 from userswap.swap.dedupe cimport DEDUPE_WAYS, dedupe_add, dedupe_close, dedupe_find, dedupe_open
 from userswap.swap.entry cimport (
     SAME, SLOT, ZSWAP, entry_make, entry_payload, entry_type, same_fits, same_make, same_value, slot_count,
@@ -58,6 +66,7 @@ cdef extern from "us.h" nogil:
         O_DIRECT
     int open(const char* path, int flags, ...)
     int close(int fd)
+    ssize_t write(int fd, const void* data, size_t n)
 
 cdef enum:
     MOST_DEFERRED = 1 << 24
@@ -69,7 +78,9 @@ cdef enum:
     SAMPLE_EVERY = 1024         # swap-outs between samples of a region that compresses
     SAMPLE_AGAIN = 64           # and of one that did not
     BATCH = 64                  # most folios in one writeback
+    READS = 2                   # times that a folio is read before it is lost
     RETRY_NS = 100000000        # a device that failed is tried again after this long
+    RAW_SLOTS = FOLIO_BYTES // SLOT_BYTES   # of a raw folio whose seal is in RAM: one that fills them
     GAP_SLOTS = 12              # a request costs about as much as reading so many more
 
 
@@ -78,7 +89,7 @@ cdef SwapSpace* space_new(const char* design, uint64_t address_space, SwapFile* 
                           void* ctx) noexcept nogil:
     cdef SwapSpace* s
     cdef SwapMapOptions options
-    if swap_map_design(design) == NULL:
+    if swap_map_design(design) == NULL or sum_start() != 0:
         return NULL
     s = <SwapSpace*>calloc(1, sizeof(SwapSpace))
     if s == NULL:
@@ -222,9 +233,32 @@ cdef bint space_has_device(SwapSpace* s) noexcept nogil:
     return s.current >= 0 or (0 < s.inherited < MOST_DEVICES and s.directory[0] != 0 and not s.map.ops.bound)
 
 
+cdef void device_retire(SwapSpace* s, int device, int error) noexcept nogil:
+    """It failed: what is there stays, nothing more is stored there, and the user is told once."""
+    cdef char[512] text
+    cdef const char* reason = b"it does not return what was stored"
+    cdef int n, kept = errno
+    if device < 0 or s.devices[device] == NULL or not swapfile_retire(s.devices[device]):
+        return
+    if error not in (-EBADMSG, -ESTALE, -EXDEV):
+        reason = strerror(-error)
+    n = snprintf(text, sizeof(text),
+                 "userswap: the swap file %s has failed (%s): nothing more is stored there. What is there is still "
+                 "read; what can't be is not taken for data.\n", swapfile_name(s.devices[device]), reason)
+    write(2, text, n if n < <int>sizeof(text) else <int>sizeof(text) - 1)
+    (&errno)[0] = kept
+
+
+cdef inline bint passing(int error) noexcept nogil:
+    """No failure of the device: there may be room again, or time, or memory."""
+    return error in (-ENOSPC, -EDQUOT, -EFBIG, -EINTR, -EAGAIN, -ENOMEM, -EFAULT, -EMFILE, -ENFILE)
+
+
 cdef void device_failed(SwapSpace* s, int error) noexcept nogil:
     us_write(&s.device_error, -error)
     us_write(&s.retry_at, us_now() + RETRY_NS)
+    if not passing(error):
+        device_retire(s, s.current, error)
 
 
 cdef void open_own(SwapSpace* s) noexcept nogil:
@@ -234,8 +268,10 @@ cdef void open_own(SwapSpace* s) noexcept nogil:
     cdef int fd
     us_lock(&s.writeback_lock)
     if s.current < 0:
-        fd = open(s.directory, O_TMPFILE | O_RDWR | O_CLOEXEC | O_DIRECT, 0o600)
-        if fd < 0:
+        fd = -1
+        if not swapfile_refused(IO_OPEN):
+            fd = open(s.directory, O_TMPFILE | O_RDWR | O_CLOEXEC | O_DIRECT, 0o600)
+        if fd < 0 and errno == EINVAL:
             fd = open(s.directory, O_TMPFILE | O_RDWR | O_CLOEXEC, 0o600)
         fd = descriptor_up(fd, FIRST_FD)
         device = swapfile_new(fd, s.file_limit, s.directory) if fd >= 0 else NULL
@@ -312,7 +348,7 @@ cdef bint device_usable(SwapSpace* s) noexcept nogil:
         return False
     if s.current < 0:
         open_own(s)
-    return s.current >= 0
+    return s.current >= 0 and not swapfile_retired(s.devices[s.current])
 
 
 cdef void free_slots(SwapSpace* s, uint64_t id, int device, int64_t slot, int slots) noexcept nogil:
@@ -354,10 +390,86 @@ cdef void stored_in_slots(SwapSpace* s, int slots) noexcept nogil:
     us_add(&s.slot_stored, <int64_t>slots * SLOT_BYTES)
 
 
+# ---- runs of slots: the only places that write and read folios ----
+
+cdef int run_write(SwapSpace* s, int device, int64_t slot, int slots, const void* data) noexcept nogil:
+    """Closed folios in a row: 0 or -errno, and then the slots are free again."""
+    cdef int error = swapfile_write(s.devices[device], slot, slots, data)
+    if error:
+        swapfile_free(s.devices[device], slot, slots)
+    return error
+
+
+cdef void close_packed(SwapSpace* s, int device, int64_t slot, char* run, int length, const uint64_t* sums) noexcept nogil:
+    """A packed folio at the start of what will be written to these slots."""
+    cdef uint64_t stamp = seal_stamp()
+    swapfile_seals(s.devices[device], slot)[0] = stamp
+    seal_run(run, seal_slots(length), length, sums, seal_place(device, slot), stamp)
+
+
+cdef void close_raw(SwapSpace* s, int device, int64_t slot, const char* data, int n) noexcept nogil:
+    """The same of a folio that is stored as it is, alone in RAW_SLOTS."""
+    seal_raw(data, n, seal_place(device, slot), seal_stamp(), swapfile_seals(s.devices[device], slot))
+
+
+cdef inline int raw_slots(int n) noexcept nogil:
+    """Short ones have a trailer, as packed ones do: not as many slots, so not as many words in RAM."""
+    return seal_slots(n) if seal_slots(n) < RAW_SLOTS else RAW_SLOTS
+
+
+cdef int open_raw(SwapSpace* s, uint64_t entry, const char* data, int n, int part) noexcept nogil:
+    cdef int device = slot_device(entry)
+    return seal_open_raw(data, n, part, seal_place(device, slot_offset(entry)),
+                         swapfile_seals(s.devices[device], slot_offset(entry)))
+
+
+cdef int open_packed(SwapSpace* s, uint64_t entry, char* run, int parts, int* length, uint64_t* sums) noexcept nogil:
+    cdef int device = slot_device(entry)
+    return seal_open(run, slot_count(entry), seal_place(device, slot_offset(entry)),
+                     swapfile_seals(s.devices[device], slot_offset(entry))[0], parts, length, sums)
+
+
+cdef int run_read(SwapSpace* s, uint64_t entry, char* buffer, int n, int part, int* length,
+                  uint64_t* sums) noexcept nogil:
+    """What a locked entry has in slots, verified, to an aligned buffer; what is not what it was is read once more.
+
+    `part`: the only one that is wanted, or -1. Of a packed folio all is read, and `length` and `sums` say what it has;
+    of a raw one the n bytes that are wanted are read. 0 or -errno (see backends/seal)."""
+    cdef SwapFile* f = s.devices[slot_device(entry)]
+    cdef int slots = slot_count(entry), tries = 0, error = -EIO
+    cdef int64_t slot = slot_offset(entry)
+    cdef bint in_ram = slot_raw(entry) and slots == RAW_SLOTS
+    if f == NULL:
+        return -ENXIO
+    if in_ram:
+        slots = n // SLOT_BYTES
+        slot += part * slots if part > 0 else 0
+        length[0] = n
+    if slots > RAW_SLOTS:
+        return -EIO
+    while error and tries < READS:
+        if tries:
+            us_add(&s.reads_again, 1)
+        tries += 1
+        error = swapfile_read(f, slot, slots, buffer)
+        us_chaos()
+        if error == 0 and in_ram:
+            error = open_raw(s, entry, buffer, n, part)
+        elif error == 0:
+            error = open_packed(s, entry, buffer, 1 << part if part >= 0 else ALL_PARTS, length, sums)
+    if error:
+        us_add(&s.reads_lost, 1)
+        us_store(&s.lost_at, entry)
+        if not passing(error):
+            device_retire(s, slot_device(entry), error)
+    return error
+
+
 cdef int write_at_home(SwapSpace* s, uint64_t home, const char* data, int n) noexcept nogil:
     """What is at home is not packed, as in Linux. On failure the slots are free again."""
     cdef int error
     swapfile_take(s.devices[0], slot_offset(home), slot_count(home))
+    close_raw(s, 0, slot_offset(home), data, n)
     error = swapfile_write(s.devices[0], slot_offset(home), n // SLOT_BYTES, data)
     if error:
         swapfile_free(s.devices[0], slot_offset(home), slot_count(home))
@@ -389,9 +501,10 @@ cdef uint64_t store_at_home(SwapSpace* s, const char* data, int n, uint64_t hold
     return id
 
 
-cdef uint64_t store_in_slots(SwapSpace* s, const char* data, int length, bint raw, int* error) noexcept nogil:
-    """In a run of slots of its own: the entry."""
-    cdef int slots = (length + SLOT_BYTES - 1) // SLOT_BYTES
+cdef uint64_t store_in_slots(SwapSpace* s, char* data, int length, const uint64_t* sums, bint raw,
+                             int* error) noexcept nogil:
+    """In a run of slots of its own, from a buffer that has room for a trailer: the entry."""
+    cdef int slots = raw_slots(length) if raw else seal_slots(length)
     cdef int64_t slot
     if not device_usable(s):
         error[0] = -ENOSPC if space_has_device(s) else -ENODEV
@@ -401,10 +514,14 @@ cdef uint64_t store_in_slots(SwapSpace* s, const char* data, int length, bint ra
         error[0] = <int>slot
         device_failed(s, <int>slot)
         return 0
-    error[0] = swapfile_write(s.devices[s.current], slot, slots, data)
+    if raw and slots == RAW_SLOTS:
+        close_raw(s, s.current, slot, data, length)
+        memset(data + length, 0, slots * SLOT_BYTES - length)
+    else:
+        close_packed(s, s.current, slot, data, length, sums)
+    error[0] = run_write(s, s.current, slot, slots, data)
     if error[0] != 0:
         device_failed(s, error[0])
-        swapfile_free(s.devices[s.current], slot, slots)
         return 0
     stored_in_slots(s, slots)
     return slot_make(s.current, slot, slots, raw)
@@ -418,21 +535,22 @@ cdef int space_dedupe(SwapSpace* s, int64_t limit) noexcept nogil:
 
 cdef bint stored_alike(SwapSpace* s, Worker* worker, uint64_t entry, const void* bytes, int length,
                        bint raw) noexcept nogil:
-    """Whether a locked entry's storage holds exactly these bytes: packed ones, or a folio as it is."""
-    cdef uint32_t stored
+    """Whether a locked entry's storage holds exactly these bytes, packed ones, or a folio as it is; and whoever reads it
+    later will get them: its seal is good."""
+    cdef uint32_t total
     cdef const char* memory
-    cdef int slots = (length + SLOT_BYTES - 1) // SLOT_BYTES
+    cdef int n = 0
+    cdef uint64_t[PARTS] sums
     if entry_type(entry) == ZSWAP and not raw:
-        memory = zswap_memory(s.zswap, entry_payload(entry), &stored)
-        return stored == <uint32_t>length and memcmp(memory, bytes, length) == 0
+        memory = zswap_memory(s.zswap, entry_payload(entry), &total)
+        return (total == <uint32_t>seal_total(length) and memcmp(memory, bytes, length) == 0
+                and seal_look(memory, total, entry_payload(entry), ALL_PARTS, &n, NULL) == 0)
     if entry_type(entry) == SLOT and slot_raw(entry) == raw:
-        if slots * SLOT_BYTES > FOLIO_BYTES or s.devices[slot_device(entry)] == NULL:
-            return False
         # A home is as large as a folio can be, whatever is in it; any other run says how long its folio is.
-        if slot_count(entry) != slots and not s.map.ops.bound:
+        if slot_count(entry) != (raw_slots(length) if raw else seal_slots(length)) and not s.map.ops.bound:
             return False
         # Reading it back is cheaper than writing it once more, and a damaged one is just not alike.
-        return (swapfile_read(s.devices[slot_device(entry)], slot_offset(entry), slots, worker.folio) == 0
+        return (run_read(s, entry, worker.folio, length, -1, &n, sums) == 0 and n == length
                 and memcmp(worker.folio, bytes, length) == 0)
     return False
 
@@ -474,12 +592,16 @@ cdef struct Leaving:
     int error
 
 
-cdef void store_packed(SwapSpace* s, const char* packed, int length, Leaving* leaving) noexcept nogil:
+cdef void store_packed(SwapSpace* s, const char* packed, int length, const uint64_t* sums,
+                       Leaving* leaving) noexcept nogil:
     """In zswap, if that has address space for it."""
     cdef uint32_t ignored
-    cdef uint64_t handle = zswap_alloc(s.zswap, length, 0)
+    cdef char* object
+    cdef uint64_t handle = zswap_alloc(s.zswap, seal_total(length), 0)
     if handle:
-        memcpy(zswap_memory(s.zswap, handle, &ignored), packed, length)
+        object = zswap_memory(s.zswap, handle, &ignored)
+        memcpy(object, packed, length)
+        seal_object(object, length, sums, handle)
         leaving.entry = entry_make(ZSWAP, handle)
 
 
@@ -507,12 +629,13 @@ cdef void store(SwapSpace* s, Worker* worker, const void* data, int n, CodecHint
             return
     if leaving.raw:
         return
-    store_packed(s, worker.packed, length, leaving)
+    seal_sums(worker.packed, length, worker.sums)
+    store_packed(s, worker.packed, length, worker.sums, leaving)
     if leaving.entry == 0:
         # No address space in the pool.
         leaving.raw = s.map.ops.bound
         if not leaving.raw:
-            leaving.entry = store_in_slots(s, worker.packed, length, False, &leaving.error)
+            leaving.entry = store_in_slots(s, worker.packed, length, worker.sums, False, &leaving.error)
 
 
 cdef void store_raw(SwapSpace* s, Worker* worker, const void* data, int n, uint64_t holder,
@@ -522,22 +645,28 @@ cdef void store_raw(SwapSpace* s, Worker* worker, const void* data, int n, uint6
     if s.map.ops.bound:
         leaving.id = store_at_home(s, worker.packed, n, holder, &leaving.error)
     else:
-        leaving.entry = store_in_slots(s, worker.packed, n, True, &leaving.error)
+        if n < FOLIO_BYTES:
+            seal_sums(worker.packed, n, worker.sums)
+        leaving.entry = store_in_slots(s, worker.packed, n, worker.sums, True, &leaving.error)
 
 
 cdef bint store_raw_run(SwapSpace* s, const void* data, int count, Leaving* leaving) noexcept nogil:
     """Whole folios in a row that do not compress: one write, from where they are. False: they go one by one."""
-    cdef int slots = FOLIO_BYTES // SLOT_BYTES
+    cdef int slots = RAW_SLOTS
     cdef int64_t slot
-    cdef int i
+    cdef int i, error
     if s.map.ops.bound or not device_usable(s):
         return False
     slot = alloc_slots(s, count * slots)
     if slot < 0:
         return False
+    for i in range(count):
+        close_raw(s, s.current, slot + i * slots, <const char*>data + i * FOLIO_BYTES, FOLIO_BYTES)
     # The kernel can't fault on a page that the program threw away meanwhile: EFAULT, and one by one they are mended.
-    if swapfile_write(s.devices[s.current], slot, count * slots, data) != 0:
-        swapfile_free(s.devices[s.current], slot, count * slots)
+    error = run_write(s, s.current, slot, count * slots, data)
+    if error:
+        if error != -EFAULT:
+            device_failed(s, error)
         return False
     for i in range(count):
         leaving[i].entry = slot_make(s.current, slot + i * slots, slots, True)
@@ -636,27 +765,38 @@ cdef uint64_t swap_out_parts(SwapSpace* s, Worker* worker, uint64_t id, const vo
     cdef PackedPart[PARTS] fresh
     cdef uint64_t entry, stored = 0
     cdef char* packed
-    cdef uint32_t before
-    cdef int i, length = 0, room = 0
+    cdef uint32_t total
+    cdef uint64_t[PARTS] sums
+    cdef int i, before = 0, length = 0, room = 0, kept = ALL_PARTS
     updated[0] = False
     if hint.recipe < 0:
         return 0
     codec_pack_parts(worker, hint.recipe, parts, fresh)
+    for i in range(PARTS):
+        kept &= ~(<int>(fresh[i].data != NULL) << i)
     entry = s.map.ops.lock(s.map, id)
     if entry_type(entry) == ZSWAP:
-        packed = zswap_memory(s.zswap, entry_payload(entry), &before)
+        packed = zswap_memory(s.zswap, entry_payload(entry), &total)
         # Nobody else reads an id that has no other holder, nor can it get one while that word is the caller's.
         us_chaos()
-        if s.map.ops.count(s.map, id) == 1:
+        # One sum for all of it would make damage of what is kept good.
+        if (s.map.ops.count(s.map, id) == 1
+                and seal_look(packed, total, entry_payload(entry), 0 if total >= SEAL_WHOLE + 40 else ALL_PARTS,
+                              &before, sums) == 0):
             updated[0] = codec_update(packed, before, fresh)
-        if not updated[0]:
+            if updated[0]:
+                seal_update(packed, before, sums, ALL_PARTS & ~kept)
+                seal_object(packed, before, sums, entry_payload(entry))
+        if not updated[0] and seal_look(packed, total, entry_payload(entry), kept, &before, sums) == 0:
             length = codec_replace(worker, hint.recipe, packed, before, fresh)
         if length > 0:
-            room = <int>zswap_room(length)
+            room = seal_length(<int>zswap_room(seal_total(length)))
             codec_spread(worker, length, room)
+            seal_sums(worker.packed, room, worker.sums)
             us_chaos()
-            if s.map.ops.count(s.map, id) == 1 and zswap_resize(s.zswap, entry_payload(entry), room):
+            if s.map.ops.count(s.map, id) == 1 and zswap_resize(s.zswap, entry_payload(entry), seal_total(room)):
                 memcpy(packed, worker.packed, room)
+                seal_object(packed, room, worker.sums, entry_payload(entry))
                 updated[0] = True
         if updated[0] and cold:
             # While it is locked: after that it may be somewhere else, and another object where it was.
@@ -668,7 +808,7 @@ cdef uint64_t swap_out_parts(SwapSpace* s, Worker* worker, uint64_t id, const vo
         us_add(&s.part_updates, 1)
     elif length > 0:
         memset(&leaving, 0, sizeof(leaving))
-        store_packed(s, worker.packed, room, &leaving)
+        store_packed(s, worker.packed, room, worker.sums, &leaving)
         if leaving.entry:
             publish(s, &leaving, 1, cold, holder, &stored)
     for i in range(PARTS):
@@ -676,18 +816,46 @@ cdef uint64_t swap_out_parts(SwapSpace* s, Worker* worker, uint64_t id, const vo
     return stored
 
 
+cdef int object_good(SwapSpace* s, uint64_t entry, const char* packed, int total, int parts,
+                     int* length) noexcept nogil:
+    cdef int error = seal_look(packed, total, entry_payload(entry), parts, length, NULL)
+    if error:
+        us_add(&s.reads_lost, 1)
+        us_store(&s.lost_at, entry)
+    return error
+
+
+cdef void space_lost_at(SwapSpace* s, int error, char* text, int n) noexcept nogil:
+    cdef uint64_t entry = us_load(&s.lost_at)
+    cdef const char* reason = b"what is there is not what was stored, bytes have changed"
+    cdef SwapFile* f = NULL
+    if error == -ESTALE:
+        reason = b"what is there is older than what was stored, a write was lost"
+    elif error == -EXDEV:
+        reason = b"what is there was stored for another place, a write or this read went astray"
+    elif error != -EBADMSG:
+        reason = strerror(-error)
+    if entry_type(entry) == SLOT:
+        f = s.devices[slot_device(entry)]
+    if f != NULL:
+        snprintf(text, n, "%s: %s (slot %llu)", swapfile_name(f), reason, <unsigned long long>slot_offset(entry))
+    else:
+        snprintf(text, n, "zswap: %s", reason)
+
+
 cdef int load_entry(SwapSpace* s, Worker* worker, uint64_t entry, void* data, int n) noexcept nogil:
     """The bytes behind an entry that the caller has locked."""
     cdef int type = entry_type(entry)
-    cdef uint32_t length
+    cdef uint32_t total
     cdef const char* packed
     cdef uint64_t value
     cdef uint64_t* words
-    cdef int i, error, slots
+    cdef int i, error, length = 0
     worker.loaded = 0
     if type == ZSWAP:
-        packed = zswap_memory(s.zswap, entry_payload(entry), &length)
-        return codec_decompress(worker, packed, length, data, n)
+        packed = zswap_memory(s.zswap, entry_payload(entry), &total)
+        error = object_good(s, entry, packed, total, ALL_PARTS, &length)
+        return codec_decompress(worker, packed, length, data, n) if error == 0 else error
     if type == SAME:
         value = same_value(entry)
         words = <uint64_t*>data
@@ -695,22 +863,17 @@ cdef int load_entry(SwapSpace* s, Worker* worker, uint64_t entry, void* data, in
             words[i] = value
         return 0
     if type == SLOT:
-        slots = slot_count(entry)
-        if s.devices[slot_device(entry)] == NULL:
-            return -ENXIO
-        if slot_raw(entry):
-            # a home is as large as a folio can be; what is in it may be a smaller one
-            if slots * SLOT_BYTES < n or (slots * SLOT_BYTES != n and not s.map.ops.bound):
-                return -EIO
-            slots = n // SLOT_BYTES
-        if slots * SLOT_BYTES > PACKED_BYTES:
+        # a home is as large as a folio can be; what is in it may be a smaller one
+        if slot_raw(entry) and raw_slots(n) != slot_count(entry) and not s.map.ops.bound:
             return -EIO
-        error = swapfile_read(s.devices[slot_device(entry)], slot_offset(entry), slots, worker.packed)
+        error = run_read(s, entry, worker.packed, n, -1, &length, worker.sums)
         if error:
             return error
         if not slot_raw(entry):
-            worker.loaded = slots * SLOT_BYTES
-            return codec_decompress(worker, worker.packed, slots * SLOT_BYTES, data, n)
+            worker.loaded = length
+            return codec_decompress(worker, worker.packed, length, data, n)
+        if length != n:
+            return -EIO
         memcpy(data, worker.packed, n)
         return 0
     return -EIO
@@ -731,30 +894,25 @@ cdef int swap_in(SwapSpace* s, Worker* worker, uint64_t id, void* data, int n, u
 
 cdef int swap_in_part(SwapSpace* s, Worker* worker, uint64_t id, int part, void* data) noexcept nogil:
     cdef uint64_t entry = s.map.ops.lock(s.map, id)
-    cdef uint32_t length
+    cdef uint32_t total
     cdef const char* packed
-    cdef int error = 0
+    cdef int error = 0, length = 0
     us_chaos()
     worker.loaded = 0
     if entry_type(entry) == ZSWAP:
-        packed = zswap_memory(s.zswap, entry_payload(entry), &length)
-        error = codec_part(worker, packed, length, part, data)
+        packed = zswap_memory(s.zswap, entry_payload(entry), &total)
+        error = object_good(s, entry, packed, total, 1 << part, &length)
+        if error == 0:
+            error = codec_part(worker, packed, length, part, data)
     elif entry_type(entry) == SAME:
         error = load_entry(s, worker, entry, data, PART_BYTES)
-    elif entry_type(entry) != SLOT or slot_count(entry) > PACKED_BYTES // SLOT_BYTES:
+    elif entry_type(entry) != SLOT or (slot_raw(entry) and slot_count(entry) != RAW_SLOTS):
         error = -EIO
-    elif s.devices[slot_device(entry)] == NULL:
-        error = -ENXIO
-    elif slot_raw(entry):
-        error = -EIO
-        if slot_count(entry) * SLOT_BYTES == FOLIO_BYTES:
-            error = swapfile_read(s.devices[slot_device(entry)], slot_offset(entry) + part * (PART_BYTES // SLOT_BYTES),
-                                  PART_BYTES // SLOT_BYTES, worker.packed)
-            memcpy(data, worker.packed, PART_BYTES)
     else:
-        length = slot_count(entry) * SLOT_BYTES
-        error = swapfile_read(s.devices[slot_device(entry)], slot_offset(entry), slot_count(entry), worker.packed)
-        if error == 0:
+        error = run_read(s, entry, worker.packed, PART_BYTES, part, &length, worker.sums)
+        if error == 0 and slot_raw(entry):
+            memcpy(data, worker.packed, PART_BYTES)
+        elif error == 0:
             worker.loaded = length
             error = codec_part(worker, worker.packed, length, part, data)
     s.map.ops.unlock(s.map, id, entry)
@@ -766,12 +924,13 @@ cdef int swap_in_part(SwapSpace* s, Worker* worker, uint64_t id, int part, void*
 cdef uint64_t swap_promote(SwapSpace* s, Worker* worker, uint64_t id, uint64_t holder) noexcept nogil:
     cdef Leaving leaving
     cdef uint64_t entry
-    cdef int length = codec_length(worker.packed, worker.loaded) if worker.loaded and not s.map.ops.bound else -1
+    cdef int length = worker.loaded
     worker.loaded = 0
-    if length < 0 or s.newest_first:
+    if length == 0 or s.map.ops.bound or s.newest_first:
         return id
     memset(&leaving, 0, sizeof(leaving))
-    store_packed(s, worker.packed, length, &leaving)
+    # With the sums that it had in the file, of which only those are verified that were wanted.
+    store_packed(s, worker.packed, length, worker.sums, &leaving)
     if leaving.entry == 0:
         return id
     us_chaos()
@@ -857,15 +1016,16 @@ cdef void swap_fetch(SwapSpace* s, const uint64_t* ids, int n, char* frames, cha
 
 
 cdef int swap_unpack(SwapSpace* s, Worker* worker, uint64_t entry, char* frame) noexcept nogil:
-    cdef int error = 0
+    cdef int error, length = 0
     worker.loaded = 0
     if slot_raw(entry):
-        if slot_count(entry) * SLOT_BYTES != FOLIO_BYTES:
-            return -EIO
+        error = open_raw(s, entry, frame, FOLIO_BYTES, -1) if slot_count(entry) == RAW_SLOTS else -EIO
     else:
         memcpy(worker.packed, frame, slot_count(entry) * SLOT_BYTES)
-        worker.loaded = slot_count(entry) * SLOT_BYTES
-        error = codec_decompress(worker, worker.packed, slot_count(entry) * SLOT_BYTES, frame, FOLIO_BYTES)
+        error = open_packed(s, entry, worker.packed, ALL_PARTS, &length, worker.sums)
+        if error == 0:
+            worker.loaded = length
+            error = codec_decompress(worker, worker.packed, length, frame, FOLIO_BYTES)
     if error == 0:
         us_add(&s.swap_ins, 1)
     return error
@@ -927,8 +1087,11 @@ cdef bint lock_owner(void* ctx, uint64_t owner, uint64_t handle) noexcept nogil:
     return s.map.ops.try_owner(s.map, owner, entry_make(ZSWAP, handle))
 
 
-cdef void owner_moved(void* ctx, uint64_t owner, uint64_t fresh) noexcept nogil:
+cdef void owner_moved(void* ctx, uint64_t owner, uint64_t handle, uint64_t fresh) noexcept nogil:
     cdef SwapSpace* s = <SwapSpace*>ctx
+    cdef uint32_t total
+    cdef char* object = zswap_peek(s.zswap, fresh, &total)
+    seal_moved(object, total, handle, fresh)
     s.map.ops.unlock_owner(s.map, owner, entry_make(ZSWAP, fresh))
 
 
@@ -937,33 +1100,49 @@ cdef int64_t swap_compact(SwapSpace* s, int percent, int64_t effort) noexcept no
 
 
 cdef int write_batch(SwapSpace* s, uint64_t* handles, uint64_t* owners, int count, int64_t* moved) noexcept nogil:
-    """Writes locked objects to one run of slots and points their owners there. On failure everything is as before."""
-    cdef uint32_t length
+    """Writes locked objects to one run of slots and points their owners there. On failure everything is as before, and
+    so is an object that is not what it was: it does not get a fresh seal in the file. -EBADMSG: none was."""
+    cdef uint64_t[BATCH * PARTS] sums
+    cdef int[BATCH] lengths
+    cdef uint32_t total
     cdef const char* packed
-    cdef int64_t at = 0, slot
-    cdef int i, slots, error = 0
+    cdef int64_t at = 0, slot = 0
+    cdef int i, slots, good = 0, error = 0
     for i in range(count):
-        packed = zswap_memory(s.zswap, handles[i], &length)
-        memcpy(s.bounce + at, packed, length)
-        at += (length + SLOT_BYTES - 1) // SLOT_BYTES * SLOT_BYTES
-    slot = alloc_slots(s, <int>(at // SLOT_BYTES))
-    if slot < 0:
-        error = <int>slot
-    else:
-        error = swapfile_write(s.devices[s.current], slot, <int>(at // SLOT_BYTES), s.bounce)
-        if error:
-            swapfile_free(s.devices[s.current], slot, <int>(at // SLOT_BYTES))
-    us_chaos()
-    for i in range(count):
+        packed = zswap_memory(s.zswap, handles[i], &total)
+        error = seal_look(packed, total, handles[i], ALL_PARTS, &lengths[good], &sums[good * PARTS])
+        # A trailer in the file is longer than the seal in zswap: the batch may need a slot more than was said.
+        if error == 0 and at + seal_slots(lengths[good]) * SLOT_BYTES > s.bounce_bytes:
+            error = -ENOSPC
         if error:
             s.map.ops.unlock_owner(s.map, owners[i], entry_make(ZSWAP, handles[i]))
             continue
-        zswap_memory(s.zswap, handles[i], &length)
-        slots = <int>((length + SLOT_BYTES - 1) // SLOT_BYTES)
+        memcpy(s.bounce + at, packed, lengths[good])
+        at += seal_slots(lengths[good]) * SLOT_BYTES
+        handles[good] = handles[i]
+        owners[good] = owners[i]
+        good += 1
+    if good == 0:
+        return -EBADMSG
+    slot = alloc_slots(s, <int>(at // SLOT_BYTES))
+    error = <int>slot if slot < 0 else 0
+    if error == 0:
+        at = 0
+        for i in range(good):
+            slots = seal_slots(lengths[i])
+            close_packed(s, s.current, slot + at, s.bounce + at * SLOT_BYTES, lengths[i], &sums[i * PARTS])
+            at += slots
+        error = run_write(s, s.current, slot, <int>at, s.bounce)
+    us_chaos()
+    for i in range(good):
+        if error:
+            s.map.ops.unlock_owner(s.map, owners[i], entry_make(ZSWAP, handles[i]))
+            continue
+        slots = seal_slots(lengths[i])
         zswap_free(s.zswap, handles[i])
         s.map.ops.unlock_owner(s.map, owners[i], slot_make(s.current, slot, slots, False))
         slot += slots
-        moved[0] += length
+        moved[0] += lengths[i]
         us_add(&s.slot_stored, <int64_t>slots * SLOT_BYTES)
         us_add(&s.writebacks, 1)
     return error
@@ -971,13 +1150,16 @@ cdef int write_batch(SwapSpace* s, uint64_t* handles, uint64_t* owners, int coun
 
 cdef int write_home(SwapSpace* s, Worker* worker, uint64_t handle, uint64_t owner, int64_t* moved) noexcept nogil:
     """The same for one locked object of a map whose ids are slots: unpacked, to the slot that the id is."""
-    cdef uint32_t length
-    cdef const char* packed = zswap_memory(s.zswap, handle, &length)
+    cdef uint32_t total
+    cdef const char* packed = zswap_memory(s.zswap, handle, &total)
     cdef uint64_t home = s.map.ops.home(s.map, owner)
-    cdef int n = codec_size(packed, length)
-    cdef int error = codec_decompress(worker, packed, length, worker.folio, n) if 0 < n <= FOLIO_BYTES else -EIO
+    cdef int length = 0, n
+    cdef int error = seal_look(packed, total, handle, ALL_PARTS, &length, NULL)
     if error == 0:
-        error = write_at_home(s, home, worker.folio, n)
+        n = codec_size(packed, length)
+        error = codec_decompress(worker, packed, length, worker.folio, n) if 0 < n <= FOLIO_BYTES else -EIO
+        if error == 0:
+            error = write_at_home(s, home, worker.folio, n)
     us_chaos()
     if error:
         s.map.ops.unlock_owner(s.map, owner, entry_make(ZSWAP, handle))
@@ -1022,7 +1204,9 @@ cdef int64_t swap_writeback(SwapSpace* s, int64_t want, bint rest) noexcept nogi
     if worker != NULL:
         codec_give(worker)
     us_unlock(&s.writeback_lock)
-    if error:
+    if error == -EBADMSG:
+        error = 0                       # nobody's but the object's, which stays where it is
+    elif error:
         device_failed(s, error)
     elif moved:
         us_write(&s.device_error, 0)
