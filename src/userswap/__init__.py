@@ -16,7 +16,9 @@ from userswap.errors import (
     DataLost,
     DeliveryError,
     MapDesignError,
+    SwapOffError,
     SwapPathError,
+    TierError,
     UnsupportedError,
     UserswapError,
 )
@@ -25,7 +27,7 @@ from userswap.errors import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from userswap.pins import Pin, pin
-    from userswap.pool import Installation, Pool, Stats, install, snapshot
+    from userswap.pool import Installation, Pool, Stats, SwapFileStats, install, snapshot
 
 __all__ = [
     "BadSize",
@@ -37,7 +39,10 @@ __all__ = [
     "Pin",
     "Pool",
     "Stats",
+    "SwapFileStats",
+    "SwapOffError",
     "SwapPathError",
+    "TierError",
     "UnsupportedError",
     "UserswapError",
     "install",
@@ -49,7 +54,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> object:
     """Load the core (and NumPy with it) at the first use, so that `userswap doctor` runs where the core can't."""
-    if name not in ("Installation", "Pin", "Pool", "Stats", "install", "pin", "snapshot"):
+    if name not in ("Installation", "Pin", "Pool", "Stats", "SwapFileStats", "install", "pin", "snapshot"):
         raise AttributeError(f"module 'userswap' has no attribute {name!r}")
     try:
         from userswap import pins, pool

@@ -5,8 +5,9 @@ Errors of the rooms below are return codes; here they become exceptions.
 import os
 
 from cpython.buffer cimport PyBUF_FULL_RO, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
-from libc.errno cimport EINVAL, EIO
-from libc.stdint cimport int64_t, uint64_t
+from libc.errno cimport EINVAL, EIO, ENOMEM
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memset
 
 from userswap.backends.codec cimport FOLIO_BYTES, codec_metadata
 from userswap.backends.swapfile cimport SwapFile, swapfile_delete, swapfile_new
@@ -14,8 +15,8 @@ from userswap.backends.zswap cimport zswap_mapping
 from userswap.memory.ahead cimport ahead_may, ahead_on_want, ahead_pause, ahead_rest
 from userswap.memory.faults cimport (
     faults_install, memory_background, memory_check, memory_compact, memory_evict, memory_fit, memory_holders,
-    memory_loss,
-    memory_pin, memory_pool_close, memory_shrink, memory_snapshot, memory_unpin, memory_writeback, pool_bind,
+    memory_drain, memory_drain_some, memory_hold, memory_let_go, memory_loss, memory_pin, memory_pool_close,
+    memory_shrink, memory_snapshot, memory_swapoff, memory_swapon, memory_unpin, memory_writeback, pool_bind,
 )
 from userswap.memory.frames cimport (
     BY_SEGV, BY_SIGNAL, BY_THREAD, frames_choose, frames_delivery, frames_forbid_move, frames_probe,
@@ -31,8 +32,8 @@ from userswap.native.us cimport us_add, us_debug, us_max, us_read, us_write
 from userswap.reclaim.reclaim cimport reclaim_ceiling, reclaim_used
 from userswap.reclaim.watch cimport Watch, watch_add, watch_delete, watch_machine, watch_new
 from userswap.swap.space cimport (
-    SwapSpace, space_metadata, space_dedupe, space_new, space_pool_bytes, space_slot_bytes,
-    space_stored_bytes,
+    MOST_DEVICES, PLACE_DRAINING, PLACE_FREE, Moved, Place, SwapSpace, space_dedupe, space_left, space_metadata,
+    space_new, space_pool_bytes, space_slot_bytes, space_stored_bytes,
 )
 from userswap.errors import DataLost
 from userswap.swap.traced cimport traced_events
@@ -161,29 +162,18 @@ cdef int64_t bucket_ns(int index) noexcept:
 cdef class Core:
     """A pool: its budget, its swap space, its regions. Lives on behind its regions after `close`."""
 
-    def __cinit__(self, *, limit: int, design: str, address_space: int, fd: int, file_limit: int, file_name: str,
-                  directory: str, hard: bool, dedupe: bool, background: bool, apart: bool):
-        """`limit`: bytes. `fd`: an open swap file (owned from now on) or -1. `directory`: for children's own.
-        `dedupe`: store identical folios once. `background`: let a thread of ours work while the program computes.
-        `apart`: forked children have a whole budget each."""
-        cdef SwapFile* device = NULL
+    def __cinit__(self, *, limit: int, design: str, address_space: int, slots_bytes: int, hard: bool, dedupe: bool,
+                  background: bool, apart: bool):
+        """`limit`: bytes. `slots_bytes`: of the swap file, for a design whose ids are its slots. `dedupe`: store
+        identical folios once. `background`: let a thread of ours work while the program computes. `apart`: forked
+        children have a whole budget each."""
         cdef SwapSpace* space = NULL
         cdef int64_t bounce = min(1 << 20, max(128 << 10, limit // 64)) // 4096 * 4096
-        name = file_name.encode(errors="replace")
         chosen = design.encode()
-        if fd >= 0:
-            fd = descriptor_up(fd, FIRST_FD)
-            device = swapfile_new(fd, file_limit, name)
-            if device == NULL:
-                os.close(fd)
-                raise MemoryError("no memory for the swap file's slot map")
-        place = directory.encode(errors="surrogateescape")
         self.pool = pool_new(limit)
         if self.pool != NULL:
-            space = space_new(chosen, address_space, device, bounce, file_limit, place, memory_holders(), self.pool)
+            space = space_new(chosen, address_space, slots_bytes, bounce, memory_holders(), self.pool)
         if space == NULL:
-            if device != NULL:
-                swapfile_delete(device, True)
             raise MemoryError("no memory for a pool, or no address space for the compressed one")
         pool_bind(self.pool, space)
         if dedupe and space_dedupe(space, limit) != 0:
@@ -194,6 +184,69 @@ cdef class Core:
             memory_background()     # without it, every fault does its own work
         self.pool.reclaim.overhead = codec_metadata() + sizeof(MemoryPool)
         self.pool.reclaim.peak = reclaim_used(&self.pool.reclaim)
+
+    def swapon(self, fd: int, limit: int, name: str, directory: str, priority: int, tier: int) -> int:
+        """Use one more swap file, of `limit` bytes, from now on; returns the number of its place.
+
+        `fd`: open; owned from now on, whatever happens. `directory`: where forked children may make one of their own.
+        `tier`: which bit of a policy stands for it.
+
+        Raises:
+            MemoryError: no memory for its slot map or buffers.
+            OSError: EMFILE: a pool has as many as it can have. EINVAL: the design of the swap map has one only.
+        """
+        cdef SwapFile* device = NULL
+        cdef MemoryPool* p
+        cdef uint64_t bytes = limit
+        cdef int rank = priority, place
+        cdef uint32_t bit = tier
+        fd = descriptor_up(fd, FIRST_FD)
+        try:
+            p = self.alive()
+            named = name.encode(errors="replace")
+            beside = directory.encode(errors="surrogateescape")
+            device = swapfile_new(fd, bytes, named)
+            if device == NULL:
+                raise MemoryError("no memory for the swap file's slot map")
+        except BaseException:
+            os.close(fd)
+            raise
+        pool_get(p)             # another thread may close it meanwhile
+        cdef const char* at = beside
+        with nogil:
+            place = memory_swapon(p, device, bytes, rank, bit, at)
+            memory_pool_close(p)
+        if place < 0:
+            swapfile_delete(device, True)
+            if place == -ENOMEM:
+                raise MemoryError("no memory for the buffers of a swap file")
+            raise OSError(-place, os.strerror(-place))
+        us_max(&p.reclaim.peak, reclaim_used(&p.reclaim))
+        return place
+
+    def swaps(self) -> list[tuple[int, int, int, int, int, int]]:
+        """Of each place: its number, whether it is being emptied, and bytes: limit, in use, read, written."""
+        cdef MemoryPool* p = self.alive()
+        cdef Place* place
+        cdef int i
+        cdef int64_t device
+        found = []
+        memory_hold()
+        for i in range(MOST_DEVICES):
+            place = &p.swap.places[i]
+            if place.state != PLACE_FREE:
+                device = us_read(&place.device)
+                found.append((
+                    i, place.state == PLACE_DRAINING, place.limit, space_left(p.swap, i),
+                    us_read(&p.swap.bytes_read[device]) if device >= 0 else 0,
+                    us_read(&p.swap.bytes_written[device]) if device >= 0 else 0,
+                ))
+        memory_let_go()
+        return found
+
+    def set_tiers(self, tiers: int) -> None:
+        """Where the data of new regions may be, a bit each: the compressed pool (the lowest), tiers of swap files."""
+        self.alive().tiers = tiers
 
     def watch(self, levels, proc: str, least: int) -> None:
         """Have the budget follow what the machine leaves: of `levels`, pairs of version and directory of a cgroup, and
@@ -261,10 +314,14 @@ cdef class Core:
         """Figures of the pool now; names as in ``userswap.Stats``."""
         cdef MemoryPool* p = self.alive()
         cdef int64_t total = 0, seen = 0, p50 = -1, p99 = -1
-        cdef int64_t resident = us_read(&p.reclaim.resident)
-        cdef int64_t packed = space_pool_bytes(p.swap)
-        cdef int64_t metadata = space_metadata(p.swap) + us_read(&p.reclaim.overhead)
+        cdef int64_t resident, packed, metadata, slots
         cdef int i
+        memory_hold()           # no swap file goes meanwhile
+        resident = us_read(&p.reclaim.resident)
+        packed = space_pool_bytes(p.swap)
+        metadata = space_metadata(p.swap) + us_read(&p.reclaim.overhead)
+        slots = space_slot_bytes(p.swap)
+        memory_let_go()
         for i in range(BUCKETS):
             total += us_read(&p.fault_times[i])
         for i in range(BUCKETS):
@@ -286,7 +343,7 @@ cdef class Core:
             "peak_virtual_bytes": us_read(&p.peak_virtual),
             "swapped_bytes": us_read(&p.swapped_bytes),
             "stored_bytes": space_stored_bytes(p.swap),
-            "slot_bytes": space_slot_bytes(p.swap),
+            "slot_bytes": slots,
             "map_bytes": p.swap.map.ops.metadata(p.swap.map),
             "swap_ids": p.swap.map.ops.ids(p.swap.map),
             "regions": us_read(&p.region_count),
@@ -298,6 +355,7 @@ cdef class Core:
             "part_updates": us_read(&p.swap.part_updates),
             "writebacks": us_read(&p.swap.writebacks),
             "promotions": us_read(&p.swap.promotions),
+            "demotions": us_read(&p.swap.demotions),
             "same_filled": us_read(&p.swap.same_filled),
             "deduped": us_read(&p.swap.dedupe.shared),
             "deduped_bytes": us_read(&p.swap.dedupe.bytes_saved),
@@ -397,6 +455,82 @@ cdef class Core:
         """Whether the byte at `address` is in a region of this pool."""
         cdef uint64_t at = address
         return self.pool != NULL and region_at(<void*>at) != NULL and region_at(<void*>at).pool == self.pool
+
+
+cdef class Draining:
+    """A swapoff: nothing new goes to the place from its start on; `step` until nothing is left, then `finish`. If it ends
+    otherwise the place is as before, but for what has moved."""
+    cdef MemoryPool* pool
+    cdef int place
+    cdef int pid
+    cdef uint32_t cluster
+    cdef uint32_t at
+    cdef bint active
+
+    def __cinit__(self, Core core, int place):
+        """
+        Raises:
+            OSError: ENOENT: there is no such place. EALREADY: it is being emptied. EINVAL: the design of the swap map
+                has one only.
+        """
+        cdef MemoryPool* p = core.alive()
+        cdef int error
+        pool_get(p)
+        self.pool = p
+        self.place = place
+        self.pid = getpid()
+        with nogil:
+            error = memory_drain(p, place, True)
+        if error:
+            raise OSError(-error, os.strerror(-error))
+        self.active = True
+
+    cdef bint lives(self) noexcept:
+        # In a child that was forked meanwhile there is nothing to empty: the file is its parent's.
+        return self.active and self.pid == getpid()
+
+    @property
+    def left(self) -> int:
+        """Bytes in the file that are the pool's."""
+        cdef int64_t left = 0
+        if self.lives():
+            memory_hold()
+            left = space_left(self.pool.swap, self.place)
+            memory_let_go()
+        return left
+
+    def step(self, bint to_zswap):
+        """Move a piece to other files, or what has no room there to zswap: (bytes moved, runs that somebody was at, bytes
+        without room, errno, whether that was the end of the file)."""
+        cdef Moved moved
+        cdef bint more = False
+        memset(&moved, 0, sizeof(moved))
+        if self.lives():
+            with nogil:
+                more = memory_drain_some(self.pool, self.place, &self.cluster, &self.at, to_zswap, &moved)
+        return moved.files + moved.zswap, moved.busy, moved.stuck, -moved.error, not more
+
+    def finish(self) -> bool:
+        """The place ends, if nothing is left there: whether it does."""
+        cdef int error = -EINVAL
+        if self.lives():
+            with nogil:
+                error = memory_swapoff(self.pool, self.place)
+            self.active = error != 0
+        return error == 0
+
+    def undo(self) -> None:
+        """New data may go there again."""
+        if self.lives():
+            with nogil:
+                memory_drain(self.pool, self.place, False)
+        self.active = False
+
+    def __dealloc__(self):
+        if self.pool != NULL:
+            if self.lives():
+                memory_drain(self.pool, self.place, False)
+            memory_pool_close(self.pool)
 
 
 class TooMuch(Exception):  # noqa: N818 - never leaves the package

@@ -12,7 +12,9 @@ __all__ = [
     "DeliveryError",
     "LabError",
     "MapDesignError",
+    "SwapOffError",
     "SwapPathError",
+    "TierError",
     "TraceError",
     "UnsupportedError",
     "UsageError",
@@ -49,6 +51,19 @@ class MapDesignError(UserswapError, ValueError):
 
 class SwapPathError(UserswapError):
     """The place named for swap cannot be used: missing, not writable, full, in use, on tmpfs."""
+
+
+class SwapOffError(UserswapError):
+    """A swap file can't be emptied: there is no room elsewhere, or what is in it can't be read. It is in use as before."""
+
+    def __init__(self, sentence: str, missing_bytes: int = 0) -> None:
+        super().__init__(sentence)
+        self.missing_bytes = missing_bytes
+        """Of what is still in it, how much found no room."""
+
+
+class TierError(UserswapError, ValueError):
+    """Tiers of swap that can't be told apart, or a policy that names one that there is not."""
 
 
 class UnsupportedError(UserswapError):

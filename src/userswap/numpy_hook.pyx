@@ -23,6 +23,16 @@ from userswap._core cimport Core
 from userswap.memory.faults cimport memory_free, memory_new, memory_pool_close, memory_resize
 from userswap.memory.regions cimport MemoryPool, Region, pool_get, region_at
 
+cdef extern from *:
+    """
+    /* Where the arrays may be that this thread makes now; 0: where the pool says. */
+    static __thread unsigned us_tiers;
+    static unsigned us_wanted_tiers(void) { return us_tiers; }
+    static unsigned us_want_tiers(unsigned tiers) { unsigned before = us_tiers; us_tiers = tiers; return before; }
+    """
+    unsigned us_wanted_tiers() nogil
+    unsigned us_want_tiers(unsigned tiers) nogil
+
 cdef extern from "numpy/arrayobject.h":
     ctypedef struct PyDataMemAllocator:
         void* ctx
@@ -123,8 +133,15 @@ cdef void default_free(void* ctx, void* data, size_t size) noexcept nogil:
 
 # ---- a pool's own handler: ctx is the pool ----
 
+cdef inline void* pool_new(void* ctx, size_t size) noexcept nogil:
+    cdef void* data = memory_new(<MemoryPool*>ctx, size)
+    if data != NULL and us_wanted_tiers():
+        region_at(data).hint.tiers = us_wanted_tiers()
+    return data
+
+
 cdef void* pool_malloc(void* ctx, size_t size) noexcept nogil:
-    cdef void* data = memory_new(<MemoryPool*>ctx, size) if size >= LEAST_ARRAY else NULL
+    cdef void* data = pool_new(ctx, size) if size >= LEAST_ARRAY else NULL
     return data if data != NULL or size >= LEAST_ARRAY else plain.malloc(plain.ctx, size)
 
 
@@ -132,7 +149,7 @@ cdef void* pool_calloc(void* ctx, size_t count, size_t size) noexcept nogil:
     if size != 0 and count > <size_t>-1 // size:
         return NULL
     if count * size >= LEAST_ARRAY:
-        return memory_new(<MemoryPool*>ctx, count * size)
+        return pool_new(ctx, count * size)
     return plain.calloc(plain.ctx, count, size)
 
 
@@ -183,13 +200,16 @@ def new_handler(core: Core):
     return capsule
 
 
-def call_with_handler(handler, function, *args, **kwargs):
-    """Call `function` with `handler` as NumPy's allocator in this context; returns what it returns."""
+def call_with_handler(handler, tiers, function, *args, **kwargs):
+    """Call `function` with `handler` as NumPy's allocator in this context; returns what it returns. `tiers`: where what it
+    allocates may be, a bit each; 0: where the pool says."""
+    cdef unsigned wanted = us_want_tiers(tiers)
     before = PyDataMem_SetHandler(handler)
     try:
         return function(*args, **kwargs)
     finally:
         PyDataMem_SetHandler(before)
+        us_want_tiers(wanted)
 
 
 def install(core: Core | None, least_bytes: int) -> None:

@@ -8,7 +8,9 @@ import errno
 import importlib.util
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,10 +20,13 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from userswap import _core, numpy_hook
 from userswap.backends import codec
 from userswap.budget import default_budget, total_ram, watched_levels
-from userswap.errors import BudgetError, DeliveryError, MapDesignError, UnsupportedError
+from userswap.errors import (
+    BudgetError, DeliveryError, MapDesignError, SwapOffError, SwapPathError, UnsupportedError,
+)  # fmt: skip
 from userswap.sizes import format_size, parse_size
 from userswap.swap.map import BOUND, DESIGN_NAMES, TRACED
-from userswap.swapfiles import open_swap, parse_swap
+from userswap.swapfiles import OpenSwapFile, Specs, SwapSpec, identities, open_spec, parse_swap, parse_swaps, refuse_twice
+from userswap.tiers import Tiers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +37,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-__all__ = ["Installation", "Pool", "Stats", "install", "snapshot"]
+__all__ = ["Installation", "Pool", "Stats", "SwapFileStats", "install", "snapshot"]
 
 DELIVERIES = ("auto", "signal", "thread", "segv")
 MOST_WORKERS = 8
@@ -93,6 +98,8 @@ class Stats:
     """How often the compressed copy was changed in place for that, instead of being stored anew."""
     writebacks: int
     """Folios written to the swap file."""
+    demotions: int
+    """Folios that moved from one swap file to a slower one, because theirs was too full."""
     promotions: int
     """Folios that moved from the swap file to RAM, packed as they were, because they came back soon."""
     same_filled: int
@@ -121,6 +128,42 @@ class Stats:
     def as_dict(self) -> dict[str, int]:
         """The figures by name, for JSON."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True)
+class SwapFileStats:
+    """A swap file of a pool at one moment. Bytes are bytes."""
+
+    name: str
+    """The path that it was asked for by; in a forked process, that its parent's was."""
+    tier: str
+    """The tier that it belongs to: all swap files of one priority."""
+    priority: int
+    """Higher ones are used first, equal ones by turns."""
+    limit_bytes: int
+    """Most that it may take."""
+    used_bytes: int
+    """In use for this process's data."""
+    state: str
+    """"on"; "draining" while a `swapoff` empties it; "retired" when it failed and gets no new data."""
+    encrypted: bool
+    """Whether what is in it can't be read without a key that is in this process's memory only."""
+    direct: bool
+    """Whether it passes the kernel's page cache by (O_DIRECT)."""
+    read_bytes: int
+    """Read from it, ever."""
+    written_bytes: int
+    """Written to it, ever."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What is known here of a swap file that the core has."""
+
+    spec: SwapSpec
+    name: str
+    direct: bool
+    keys: frozenset[object]
 
 
 def blosc2_library() -> Path:
@@ -235,20 +278,40 @@ def check_budget(limit: int) -> None:
         )
 
 
+def _open_all(specs: list[SwapSpec]) -> list[tuple[SwapSpec, OpenSwapFile]]:
+    """Open them all, or none."""
+    files: list[tuple[SwapSpec, OpenSwapFile]] = []
+    try:
+        for spec in specs:
+            files.append((spec, open_spec(spec)))  # noqa: PERF401 - what is open is closed if the next is refused
+    except BaseException:
+        for _, file in files:
+            os.close(file.fd)
+        raise
+    return files
+
+
 def _directory(name: str) -> str:
     """Where a forked child may make a swap file of its own: beside its parent's."""
     path = Path(name).absolute()
     return str(path if path.is_dir() else path.parent)
 
 
-def _check_design(name: str, swap: str | os.PathLike[str] | None) -> None:
+def _check_design(name: str, specs: list[SwapSpec]) -> None:
     if name not in (*DESIGN_NAMES, TRACED):
         raise MapDesignError(f"There is no design {name!r} of the swap map, only {', '.join(DESIGN_NAMES)}.")
-    if name in BOUND and parse_swap(swap) is None:
+    if name in BOUND and len(specs) != 1:
+        many = "leave out swap none" if not specs else "name one"
         raise MapDesignError(
-            f"In the design {name} swap ids are slots of a swap file, so it needs one: leave out swap none, "
+            f"In the design {name} swap ids are slots of a swap file, so it needs one, and no more: {many}, "
             f"or choose {', '.join(design for design in DESIGN_NAMES if design not in BOUND)}."
         )
+
+
+def _one_swap_file(design: str) -> MapDesignError:
+    return MapDesignError(
+        f"In the design {design} swap ids are slots of its one swap file: it can't have another, nor lose that."
+    )
 
 
 def _why_not(refused: dict[str, int]) -> str:
@@ -293,8 +356,13 @@ class Pool:
     Args:
         ram: the budget, bytes or text such as ``"512MiB"``; None takes what the container's limit or the
             machine leaves, and follows that while the program runs.
-        swap: a swap file ``"PATH:SIZE"``, a directory for an unlinked one, ``"none"`` for none; None makes an
-            unlinked temporary file, used only when the budget does not hold what is compressed.
+        swap: a swap file ``"[NAME=]PATH[:SIZE[:PRIO]]"``, where PATH may be a directory for an unlinked one, or several of
+            these; ``"none"`` for none; None makes an unlinked temporary file, used only when the budget does not hold
+            what is compressed. Files of a higher priority (PRIO, 0 by default) are used first, those of an equal one by
+            turns. All files of one priority are a tier, which has a NAME if one of them gives it, else "file" or, for
+            priority 10, "file10".
+        tiers: which tiers arrays may be swapped out to, for example ``"zswap"``, ``"zswap,ssd"`` or ``"ssd"``; zswap is
+            compressed memory in RAM. None: to all that there are.
         min_array: from which size on `install` lets arrays live here.
         hard: end the program rather than exceed the budget when nothing is left to do.
         dedupe: store identical folios once; costs a hash of what is swapped out, and 8 bytes for each 16 KiB of budget.
@@ -311,7 +379,8 @@ class Pool:
         BudgetError: the budget is too small; the text says the least that works.
         DeliveryError: no such delivery, or the process has settled on another one.
         MapDesignError: no such design, or one whose ids are slots of a swap file, without a swap file.
-        SwapPathError: the swap file can't be used.
+        SwapPathError: a swap file can't be used.
+        TierError: `tiers` names one that there is not, or swap files disagree about theirs.
         UnsupportedError: this machine can't run userswap.
 
     Example:
@@ -323,8 +392,9 @@ class Pool:
     def __init__(
         self,
         ram: int | str | None = None,
-        swap: str | os.PathLike[str] | None = None,
+        swap: Specs = None,
         *,
+        tiers: str | None = None,
         min_array: int | str = "1MiB",
         hard: bool = False,
         dedupe: bool = True,
@@ -342,24 +412,34 @@ class Pool:
         else:
             limit = parse_size(ram, BUDGET)
         self.min_array = max(parse_size(min_array, "the smallest array (min_array)"), LEAST_ARRAY)
-        _check_design(map_design, swap)
+        specs = parse_swaps(swap)
+        _check_design(map_design, specs)
+        self._tiers = Tiers()
+        self._tiers.add(specs)
+        policy = self._tiers.policy(tiers)
         start(delivery)
         check_budget(limit)
-        file = open_swap(swap)
-        self._core = _core.Core(
-            limit=limit,
-            design=map_design,
-            address_space=max(2 * total_ram(), 2 * limit, 1 << 30),
-            fd=file.fd if file else -1,
-            file_limit=file.limit if file else 0,
-            file_name=file.name if file else "",
-            directory=_directory(file.name) if file else "",
-            hard=hard,
-            dedupe=dedupe,
-            # USERSWAP_READAHEAD=0: no thread of ours, to see what it does.
-            apart=children == "own",
-            background=len(os.sched_getaffinity(0)) > 1 and os.environ.get("USERSWAP_READAHEAD") != "0",
-        )
+        self._bound = map_design in BOUND
+        self._places: dict[int, _Place] = {}
+        files = _open_all(specs)
+        try:
+            self._core = _core.Core(
+                limit=limit,
+                design=map_design,
+                address_space=max(2 * total_ram(), 2 * limit, 1 << 30),
+                slots_bytes=files[0][1].limit if self._bound else 0,
+                hard=hard,
+                dedupe=dedupe,
+                # USERSWAP_READAHEAD=0: no thread of ours, to see what it does.
+                apart=children == "own",
+                background=len(os.sched_getaffinity(0)) > 1 and os.environ.get("USERSWAP_READAHEAD") != "0",
+            )
+            self._core.set_tiers(policy)
+            while files:
+                self._use(*files.pop(0))
+        finally:
+            for _, file in files:
+                os.close(file.fd)
         self._handler = numpy_hook.new_handler(self._core)
         self._last: Stats | None = None
         # USERSWAP_WATCH=0: the budget stays what it was at first, to see what that does.
@@ -393,39 +473,208 @@ class Pool:
         while self._core.shrink():
             pass
 
-    def _make(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    def _use(self, spec: SwapSpec, file: OpenSwapFile) -> int:
+        """Give an open swap file to the core; the number of its place."""
+        try:
+            place = self._core.swapon(
+                file.fd, file.limit, file.name, _directory(file.name), spec.priority, self._tiers.bit(spec.priority)
+            )
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                raise _one_swap_file("of this pool") from None
+            raise SwapPathError(
+                f"{file.name} would be one swap file too many: a pool and the processes that it was forked from have 16 "
+                "at most. Take one away before (swapoff), or make one of them larger."
+            ) from None
+        named = identities(SwapSpec(file.name, None))
+        self._places[place] = _Place(spec, file.name, file.direct, frozenset(named))
+        if file.network:
+            print(
+                f"userswap: {file.name} is on a network file system ({file.network}): swap there may be slow, and a server "
+                "that goes away stops the program. A local disk is better.",
+                file=sys.stderr,
+            )
+        return place
+
+    def swapon(self, spec: str | os.PathLike[str]) -> SwapFileStats:
+        """Use one more swap file from now on, ``"[NAME=]PATH[:SIZE[:PRIO]]"``, while the program runs.
+
+        Raises:
+            BadSize: a size that can't be read.
+            MapDesignError: the pool's design has one swap file for good.
+            SwapPathError: it can't be used, or is used already, or there are as many as there can be.
+            TierError: its priority has another name, or its name another priority.
+            ValueError: the pool is closed.
+        """
+        self._open_or_raise()
+        if self._bound:
+            raise _one_swap_file("of this pool")
+        wanted = parse_swap(spec)
+        if wanted is None:
+            raise SwapPathError("swapon of none is nothing to do: name a directory or a file, for example /var/tmp:8G.")
+        refuse_twice(wanted, {key: place.name for place in self._places.values() for key in place.keys})
+        self._tiers.add([wanted])
+        place = self._use(wanted, open_spec(wanted))
+        return next(file for file in self._files() if file[0] == place)[1]
+
+    def swapoff(
+        self, path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Empty a swap file and do without it, while the program runs; other threads are not held up.
+
+        What is in it moves to other swap files, by priority, and what finds no room there to the compressed pool, as far
+        as the budget has room. It costs time for what is in use, not for the size of the file. If it can't be done, or
+        is interrupted (Ctrl-C, an exception in `progress`), the file is in use again, and what has moved stays where
+        it is.
+
+        What forked processes have in the file they keep: it is given back to the disk when the last of them is done
+        with it. A process that is forked meanwhile gets no file of its own in this place.
+
+        Args:
+            path: as it was given, or another name of the same place.
+            progress: called from this thread, with the bytes that are done and all of them.
+
+        Raises:
+            MapDesignError: the pool's design has one swap file for good.
+            SwapOffError: there is no room elsewhere, or something in it can't be read; `missing_bytes` says how much.
+            SwapPathError: that is no swap file of this pool, or it is being emptied already.
+            ValueError: the pool is closed.
+        """
+        self._open_or_raise()
+        place = self._place(path)
+        name = self._places[place].name
+        try:
+            draining = _core.Draining(self._core, place)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                raise _one_swap_file("of this pool") from None
+            if error.errno == errno.EALREADY:
+                raise SwapPathError(f"{name} is being emptied already: wait for that to end.") from None
+            raise SwapPathError(f"{name} is no swap file of this program any more.") from None
+        try:
+            self._drain(draining, name, progress)
+        finally:
+            draining.undo()
+        self._places.pop(place, None)
+
+    def _drain(self, draining: _core.Draining, name: str, progress: Callable[[int, int], None] | None) -> None:
+        total = most = draining.left
+        full = False
+        moved = busy = stuck = unread = waited = 0
+        while True:
+            done, met, without, error, end = draining.step(full)
+            moved, busy, stuck = moved + done, busy + met, stuck + without
+            unread = error or unread
+            full = full or without > 0
+            if not end:
+                left = draining.left
+                total = max(total, left)
+                if progress is not None:
+                    progress(total - left, total)
+                continue
+            left = draining.left
+            total = max(total, left)
+            if progress is not None:
+                progress(total - left, total)
+            if left == 0 and draining.finish():
+                return
+            if unread and not moved:
+                raise SwapOffError(
+                    f"{name} can't be emptied: {format_size(left)} in it can't be read ({os.strerror(unread)}). "
+                    "It is in use as before.",
+                    left,
+                )
+            if stuck and not moved and not busy:
+                raise SwapOffError(
+                    f"{name} can't be emptied: {format_size(stuck)} of {format_size(most)} in it find no room in other "
+                    "swap files or in the budget. It is in use as before. Add a swap file (swapon), or give it more "
+                    "ram.",
+                    stuck,
+                )
+            # Somebody was at it, or it was on its way to the file: soon it is not.
+            waited = 0 if moved else waited + 1
+            time.sleep(min(waited, 10) / 1000)
+            moved = busy = stuck = unread = 0
+
+    def swaps(self) -> list[SwapFileStats]:
+        """The pool's swap files, those that are used first at the top."""
+        return [file for _, file in self._files()]
+
+    def _files(self) -> list[tuple[int, SwapFileStats]]:
+        self._open_or_raise()
+        files = []
+        for number, draining, limit, used, read, written in self._core.swaps():
+            place = self._places.get(number)
+            if place is None:
+                continue
+            priority = place.spec.priority
+            files.append((
+                number,
+                SwapFileStats(
+                    place.name, self._tiers.name(priority), priority, limit, used, "draining" if draining else "on",
+                    False, place.direct, read, written,
+                ),
+            ))  # fmt: skip
+        return sorted(files, key=lambda file: (-file[1].priority, file[0]))
+
+    def _place(self, path: str | os.PathLike[str]) -> int:
+        """The number of a swap file's place."""
+        text = os.fspath(path)
+        keys = identities(SwapSpec(text, None))
+        for number, file in self._files():
+            if file.name == text or keys & self._places[number].keys:
+                return number
+        known = ", ".join(file.name for _, file in self._files()) or "none"
+        raise SwapPathError(f"{text} is no swap file of this program. It has: {known}.")
+
+    def _open_or_raise(self) -> None:
         if self._last is not None:
             raise ValueError("This pool is closed: make a new one.")
-        return numpy_hook.call_with_handler(self._handler, function, *args, **kwargs)
 
-    def empty(self, shape: Shape, dtype: DTypeLike = float, order: Any = "C") -> NDArray[Any]:
+    def _make(self, tiers: str | None, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        self._open_or_raise()
+        policy = 0 if tiers is None else self._tiers.policy(tiers)
+        return numpy_hook.call_with_handler(self._handler, policy, function, *args, **kwargs)
+
+    def empty(
+        self, shape: Shape, dtype: DTypeLike = float, order: Any = "C", *, tiers: str | None = None
+    ) -> NDArray[Any]:
         """An array in this pool, not set to anything (in fact zeros). Arguments as `numpy.empty`.
+
+        Args:
+            tiers: which tiers it may be swapped out to, as for `Pool`; None: those of the pool. A snapshot keeps to those
+                of its array.
 
         Raises:
             MemoryError: no address space.
+            TierError: `tiers` names one that there is not.
             ValueError: the pool is closed.
         """
         import numpy as np
 
-        return self._make(np.empty, shape, dtype, order)
+        return self._make(tiers, np.empty, shape, dtype, order)
 
-    def zeros(self, shape: Shape, dtype: DTypeLike = float, order: Any = "C") -> NDArray[Any]:
+    def zeros(
+        self, shape: Shape, dtype: DTypeLike = float, order: Any = "C", *, tiers: str | None = None
+    ) -> NDArray[Any]:
         """An array of zeros in this pool; takes no RAM until it is touched. Arguments as `numpy.zeros`."""
         import numpy as np
 
-        return self._make(np.zeros, shape, dtype, order)
+        return self._make(tiers, np.zeros, shape, dtype, order)
 
-    def full(self, shape: Shape, value: Any, dtype: DTypeLike | None = None, order: Any = "C") -> NDArray[Any]:
+    def full(
+        self, shape: Shape, value: Any, dtype: DTypeLike | None = None, order: Any = "C", *, tiers: str | None = None
+    ) -> NDArray[Any]:
         """An array filled with one value, in this pool. Arguments as `numpy.full`."""
         import numpy as np
 
-        return self._make(np.full, shape, value, dtype, order)
+        return self._make(tiers, np.full, shape, value, dtype, order)
 
-    def array(self, data: ArrayLike, dtype: DTypeLike | None = None) -> NDArray[Any]:
+    def array(self, data: ArrayLike, dtype: DTypeLike | None = None, *, tiers: str | None = None) -> NDArray[Any]:
         """A copy of `data` in this pool. Arguments as `numpy.array`."""
         import numpy as np
 
-        return self._make(np.array, data, dtype)
+        return self._make(tiers, np.array, data, dtype)
 
     def snapshot(self, array: np.ndarray[Any, Any]) -> NDArray[Any]:
         """A second array with the content that `array` has now; from here on each goes its own way.
@@ -461,7 +710,7 @@ class Pool:
                 f"pool.array or under install(), with at least {LEAST_ARRAY} bytes."
             )
         start, length = region
-        memory = self._make(np.empty, length, np.uint8)
+        memory = self._make(None, np.empty, length, np.uint8)
         self._core.snapshot(start, memory.__array_interface__["data"][0])
         return np.ndarray(array.shape, array.dtype, memory, address - start, array.strides)
 
@@ -552,8 +801,9 @@ class Installation:
 
 def install(
     ram: int | str | None = None,
-    swap: str | os.PathLike[str] | None = None,
+    swap: Specs = None,
     *,
+    tiers: str | None = None,
     min_array: int | str = "1MiB",
     hard: bool = False,
     dedupe: bool = True,
@@ -569,7 +819,7 @@ def install(
     Args and errors are those of `Pool`.
     """
     pool = Pool(
-        ram, swap, min_array=min_array, hard=hard, dedupe=dedupe, map_design=map_design, children=children,
+        ram, swap, tiers=tiers, min_array=min_array, hard=hard, dedupe=dedupe, map_design=map_design, children=children,
         delivery=delivery,
     )  # fmt: skip
     return Installation(pool, pool.min_array)

@@ -1,4 +1,4 @@
-"""From what a user writes ("/var/tmp", "/data/swap:8G", "none") to an open swap file.
+"""From what a user writes ("/var/tmp", "ssd=/data/swap:8G:10", "none") to open swap files.
 
 A swap file holds a program's memory, so it is private (mode 0600), never on a file system that itself
 lives in RAM, and it leaves nothing behind:
@@ -9,7 +9,10 @@ lives in RAM, and it leaves nothing behind:
 - PATH is an existing empty file of this user: it is used, locked against a second user and marked as
   holding swap; whoever closes it empties it first. If a crash prevents that, the mark lets the next run
   take it over.
-- Any other existing file is refused.
+- Any other existing file is refused. There is no way to force it: who wants it overwritten removes it first.
+
+A file of its own is asked for once: two on one disk only share its bandwidth, and a second one at the same path would be
+an accident.
 """
 
 import contextlib
@@ -18,33 +21,57 @@ import errno
 import fcntl
 import mmap
 import os
+import re
 import resource
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from userswap.errors import BadSize, SwapPathError
+from userswap.errors import BadSize, SwapPathError, TierError
 from userswap.sizes import format_size, parse_size
 
-__all__ = ["OpenSwapFile", "SwapSpec", "default_places", "file_system", "open_swap", "parse_swap"]
+__all__ = [
+    "NETWORK",
+    "OpenSwapFile",
+    "SwapSpec",
+    "default_places",
+    "file_system",
+    "identities",
+    "open_spec",
+    "open_swap",
+    "parse_swap",
+    "parse_swaps",
+]
 
 # The core allocates in clusters of 2 MiB: with less than one there is nothing to allocate.
 LEAST_SWAP = 2 << 20
 PAGE = 4096
 # statfs(2): what the kernel answers as f_type.
 IN_MEMORY = {0x01021994: "tmpfs", 0x858458F6: "ramfs", 0x958458F6: "hugetlbfs"}
+NETWORK = {
+    0x6969: "NFS", 0xFF534D42: "CIFS", 0xFE534D42: "SMB", 0x517B: "SMB", 0x01021997: "9p", 0x65735546: "FUSE",
+    0x00C36400: "Ceph", 0x5346414F: "AFS",
+}  # fmt: skip
+MOST_PRIORITY = 1000
+TIER = re.compile(r"([a-z][a-z0-9_-]*)=(.*)", re.DOTALL)
+NEARLY_TIER = re.compile(r"([A-Za-z0-9_-]*)=([/~.].*)", re.DOTALL)
+RESERVED = ("zswap", "none")
+PRIORITY = re.compile(r"\s*([+-]?\d+)\s*")
 MARK = "user.userswap"
 OTHER_PLACE = "name a directory on a disk with --swap PATH, or go without swap files with --swap none"
 
 
 @dataclass(frozen=True, slots=True)
 class SwapSpec:
-    """What a user asked for: a place (None: find one) and the most bytes to use (None: what the disk has)."""
+    """What a user asked for: a place (None: find one), the most bytes to use (None: what the disk has), a priority (higher
+    ones are used first) and maybe a name for the tier of that priority."""
 
     path: str | None
     limit: int | None
+    priority: int = 0
+    tier: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,69 +81,161 @@ class OpenSwapFile:
     `fd` belongs to whoever gets this. It holds the lock; before it is closed the file must be truncated
     to nothing, which is what empties a file that existed before and does no harm to any other.
     `limit` is the most bytes the file may have, a multiple of 4096. `name` is for messages.
-    `direct`: O_DIRECT works at 4096-byte alignment and is set.
+    `direct`: O_DIRECT works at 4096-byte alignment and is set. `network`: what kind of network file system it is on, or "".
     """
 
     fd: int
     limit: int
     name: str
     direct: bool
+    network: str = ""
 
 
 def parse_swap(text: str | os.PathLike[str] | None) -> SwapSpec | None:
-    """Return what PATH[:SIZE] asks for; None when `text` is "none": no swap file at all.
+    """Return what [NAME=]PATH[:SIZE[:PRIO]] asks for; None when `text` is "none": no swap file at all.
 
-    None, or nothing said, means: find a place, use what it has. What follows the last colon is the size,
-    so a path with a colon in its last part needs one: "/data/a:b:8G". A file whose name is none is "./none".
+    None, or nothing said, means: find a place, use what it has. A colon that belongs to the path needs a size behind it:
+    "/data/a:b:8G". A file whose name is none is "./none", and one with a = in its path "./a=b". The size may be left out
+    before a priority: "/data::10".
 
-    Raises SwapPathError for an empty path and BadSize for a bad size or one below 2 MiB.
+    Raises SwapPathError for an empty path or a bad priority, TierError for a name that none can have, and BadSize for a
+    bad size or one below 2 MiB.
     """
     if text is None:
         return SwapSpec(None, None)
     spec = os.fspath(text)
     if spec.strip().lower() == "none":
         return None
-    path, colon, size = spec.rpartition(":")
-    limit = None
-    if not colon or "/" in size:
-        path = spec
-    else:
-        try:
-            limit = parse_size(size, f"the size in --swap {spec}")
-        except BadSize as error:
-            raise BadSize(f"{error} If the colon belongs to the path, put a size behind it: {spec}:8G.") from None
-        if limit < LEAST_SWAP:
-            raise BadSize(
-                f"The size in --swap {spec} is {format_size(limit)}, but a swap file needs at least "
-                f"{format_size(LEAST_SWAP)}: give it more, or go without with --swap none."
+    tier, rest = None, spec
+    named = TIER.fullmatch(spec)
+    if named:
+        tier, rest = named.groups()
+        if tier in RESERVED:
+            raise TierError(f"--swap {spec} calls a tier {tier}, which means something else already: choose another name.")
+    elif NEARLY_TIER.fullmatch(spec):
+        raise TierError(
+            f"--swap {spec} begins with what is no name of a tier: such a name begins with a small letter and has small "
+            f"letters, digits, - and _. If the = belongs to the path, write ./{spec}."
+        )
+    front, colon, last = rest.rpartition(":")
+    middle = front.rpartition(":")[2]
+    priority = 0
+    if colon and PRIORITY.fullmatch(last) and ":" in front and (not middle.strip() or readable(middle)):
+        priority = int(last)
+        if abs(priority) > MOST_PRIORITY:
+            raise SwapPathError(
+                f"The priority in --swap {spec} is {priority}: it has to be between -{MOST_PRIORITY} and {MOST_PRIORITY}."
             )
+        rest = front.removesuffix(":") if not middle.strip() else front
+    elif colon and "/" not in last and readable(middle) and not (readable(last) and parse_size(last) >= LEAST_SWAP):
+        raise SwapPathError(
+            f"The priority in --swap {spec} is {last!r}, which is no whole number: write, for example, {front}:10."
+        )
+    path, limit = sized(spec, rest)
     if not path.strip():
         raise SwapPathError(
             f"--swap {spec!r} names no path: write PATH or PATH:SIZE, for example /var/tmp:8G, or none."
         )
-    return SwapSpec(path, limit)
+    return SwapSpec(path, limit, priority, tier)
+
+
+def readable(size: str) -> bool:
+    """Tell whether this can be read as a size."""
+    try:
+        parse_size(size)
+    except BadSize:
+        return False
+    return True
+
+
+def sized(spec: str, rest: str) -> tuple[str, int | None]:
+    """Return path and size of PATH[:SIZE], a part of `spec`. Raises BadSize."""
+    path, colon, size = rest.rpartition(":")
+    if not colon or "/" in size:
+        return rest, None
+    try:
+        limit = parse_size(size, f"the size in --swap {spec}")
+    except BadSize as error:
+        raise BadSize(f"{error} If the colon belongs to the path, put a size behind it: {rest}:8G.") from None
+    if limit < LEAST_SWAP:
+        raise BadSize(
+            f"The size in --swap {spec} is {format_size(limit)}, but a swap file needs at least "
+            f"{format_size(LEAST_SWAP)}: give it more, or go without with --swap none."
+        )
+    return path, limit
+
+
+Specs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
+
+
+def parse_swaps(swap: Specs) -> list[SwapSpec]:
+    """Return what one or several of [NAME=]PATH[:SIZE[:PRIO]] ask for; nothing for "none".
+
+    Raises what `parse_swap` raises, and SwapPathError for "none" together with a path, or a path that is named twice.
+    """
+    if swap is None or isinstance(swap, (str, os.PathLike)):
+        spec = parse_swap(swap)
+        return [] if spec is None else [spec]
+    specs = [parse_swap(text) for text in swap]
+    if None in specs and len(specs) > 1:
+        raise SwapPathError("--swap none and a swap file can't both be had: leave out one of them.")
+    found: list[SwapSpec] = [spec for spec in specs if spec is not None]
+    seen: dict[object, str] = {}
+    for spec in found:
+        refuse_twice(spec, seen)
+        seen |= dict.fromkeys(identities(spec), spec.path or "")
+    return found
+
+
+def identities(spec: SwapSpec) -> set[object]:
+    """Return what a place is known by, whatever it is called: its real path, and its inode if there is something."""
+    if spec.path is None:
+        return set()
+    path = place_of(spec.path)
+    found: set[object] = set()
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        found.add(str(path.resolve()))
+        status = path.stat()
+        found.add((status.st_dev, status.st_ino))
+    return found
+
+
+def refuse_twice(spec: SwapSpec, seen: dict[object, str]) -> None:
+    """Raise SwapPathError if what `spec` names is among what is used already, by what name ever."""
+    for key in identities(spec):
+        if key in seen:
+            other = "" if seen[key] == spec.path else f" (it is {seen[key]})"
+            raise SwapPathError(f"{spec.path} is a swap file of this program already{other}: name another place.")
 
 
 def open_swap(text: str | os.PathLike[str] | None) -> OpenSwapFile | None:
-    """Open the swap file that PATH[:SIZE] (see `parse_swap`) asks for; None when it says "none".
+    """Open the swap file that `text` (see `parse_swap`) asks for; None when it says "none"."""
+    spec = parse_swap(text)
+    return None if spec is None else open_spec(spec)
+
+
+def place_of(path: str) -> Path:
+    """Return the path that a user wrote, with the home directory for ~."""
+    place = Path(path)
+    if path.startswith("~"):
+        # No home directory: then ~ is a name like any other.
+        with contextlib.suppress(RuntimeError):
+            place = place.expanduser()
+    return place
+
+
+def open_spec(spec: SwapSpec) -> OpenSwapFile:
+    """Open the swap file that is asked for.
 
     Without a path the first of $TMPDIR and /var/tmp is taken that is on a disk, writable and not full.
     Without a size the limit is the size of the file system. The file grows as it is used: a limit beyond
     the space that is free is no error.
 
     Raises SwapPathError when the place is missing, not writable, full, in memory (tmpfs), in use by
-    another program, or holds data; and what `parse_swap` raises.
+    another program, or holds data.
     """
-    spec = parse_swap(text)
-    if spec is None:
-        return None
     if spec.path is not None:
-        path = Path(spec.path)
-        if spec.path.startswith("~"):
-            # No home directory: then ~ is a name like any other.
-            with contextlib.suppress(RuntimeError):
-                path = path.expanduser()
-        return open_at(path, spec.limit, directory=spec.path.endswith("/"))
+        return open_at(place_of(spec.path), spec.limit, directory=spec.path.endswith("/"))
     refusals = []
     for place in default_places():
         try:
@@ -198,7 +317,7 @@ def open_at(path: Path, limit: int | None, directory: bool = False) -> OpenSwapF
                 f"No more than {format_size(most)} can be written to {name}: a swap file needs at least "
                 f"{format_size(LEAST_SWAP)} (see df and ulimit -f); {OTHER_PLACE}."
             )
-        return OpenSwapFile(fd, most, name, direct)
+        return OpenSwapFile(fd, most, name, direct, NETWORK.get(file_system_type(fd), ""))
     except OSError as error:
         os.close(fd)
         raise SwapPathError(explained(path, error)) from None
@@ -243,8 +362,8 @@ def open_named(path: Path) -> int:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SwapPathError(
-                f"{path} is the swap file of another running program: name another file, or a directory, "
-                "which any number of programs can share."
+                f"{path} is the swap file of another running program (or of this one's forked children): name another "
+                "file, or a directory, which any number of programs can share."
             ) from None
         finally:
             if created:

@@ -33,6 +33,8 @@ cdef Worker* codec_take() noexcept nogil                        # waits for a fr
 cdef void codec_give(Worker* worker) noexcept nogil
 # Compresses `n` bytes to worker.packed: its length, or 0 when it does not save at least an eighth, or < 0.
 cdef int codec_compress(Worker* worker, int recipe, const void* data, int n) noexcept nogil
+# The same for what has to be kept packed whether it compresses or not.
+cdef int codec_keep(Worker* worker, const void* data, int n) noexcept nogil
 # Tries every recipe on the data, returns the one to use from now on.
 cdef int codec_choose(Worker* worker, const void* data, int n) noexcept nogil
 # 0, or -EIO when the packed data is not whole or is not of n bytes.

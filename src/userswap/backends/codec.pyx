@@ -279,6 +279,10 @@ cdef int codec_compress(Worker* worker, int recipe, const void* data, int n) noe
     return b_compress(<blosc2_context*>worker.compressors[recipe], data, n, worker.packed, n - n // 8)
 
 
+cdef int codec_keep(Worker* worker, const void* data, int n) noexcept nogil:
+    return b_compress(<blosc2_context*>worker.compressors[0], data, n, worker.packed, PACKED_BYTES)
+
+
 cdef int codec_choose(Worker* worker, const void* data, int n) noexcept nogil:
     cdef int best = 0
     cdef int least = 0

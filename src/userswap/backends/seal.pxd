@@ -14,7 +14,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 cdef enum:
     SEAL_WHOLE = 4120           # packed folios shorter than this have one sum
     TRAILER_BYTES = 64
-    RAW_WORDS = 5               # of RAM for a raw folio; a run of 16 slots has 16
+    RAW_LENGTH = 15             # the word, of the 16 that a raw folio has in RAM, that says how long it is
     ALL_PARTS = 15
 
 # What a check says, as -errno: 0, or

@@ -168,6 +168,7 @@ cdef int seal_open(char* run, int slots, uint64_t place, uint64_t stamp, int par
 cdef void seal_raw(const char* data, int bytes, uint64_t place, uint64_t stamp, uint64_t* words) noexcept nogil:
     cdef int part = 0, at = 0
     words[0] = stamp
+    words[RAW_LENGTH] = bytes
     while at < bytes:
         words[1 + part] = sum_bound(data + at, bytes - at if bytes - at < PART_BYTES else PART_BYTES, stamp,
                                     place | <uint64_t>(OF_RAW + part) << 56)
@@ -177,6 +178,8 @@ cdef void seal_raw(const char* data, int bytes, uint64_t place, uint64_t stamp, 
 
 cdef int seal_open_raw(const char* data, int bytes, int part, uint64_t place, const uint64_t* words) noexcept nogil:
     cdef int at = 0, here = part if part >= 0 else 0
+    if part < 0 and words[RAW_LENGTH] != <uint64_t>bytes:
+        return -EBADMSG
     while at < bytes:
         if words[1 + here] != sum_bound(data + at, bytes - at if bytes - at < PART_BYTES else PART_BYTES,
                                         words[0], place | <uint64_t>(OF_RAW + here) << 56):

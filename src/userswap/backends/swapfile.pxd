@@ -1,11 +1,12 @@
 # A swap file as a device: slots of 4 KiB, allocated in runs from clusters of 512 (2 MiB), read and
 # written through one file descriptor with O_DIRECT where the file system allows it. Knows nothing of
 # what is in a slot. Opening and checking paths is Python's (swapfiles.py).
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 cdef enum:
     SLOT_BYTES = 4096
     CLUSTER_SLOTS = 512
+    TIDY_SLOTS = 16             # free ones in a row, in a cluster that is in use, that are worth a hole
 
 cdef extern from "<sys/uio.h>" nogil:
     struct iovec:
@@ -51,4 +52,22 @@ cdef uint64_t swapfile_words(SwapFile* f) noexcept nogil
 cdef void swapfile_copy(SwapFile* f, uint64_t* bits) noexcept nogil
 # Gives the blocks of n slots back, of which nobody makes any use, in a file where nobody takes slots any more.
 cdef void swapfile_punch(SwapFile* f, int64_t slot, int64_t n) noexcept nogil
-cdef int64_t swapfile_metadata(SwapFile* f) noexcept nogil      # bytes of RAM for bitmaps
+cdef int64_t swapfile_metadata(SwapFile* f) noexcept nogil      # bytes of RAM for bitmaps and owners
+
+# ---- owners: what storage remembers of whose a run is, a word at its first slot. 0: nobody's (yet) ----
+# While a run has an owner, the owner lives (see swap/map.pxd): whoever ends the owner's id frees the run before, or
+# says that it is nobody's. Freeing forgets it, too.
+cdef void swapfile_set_owner(SwapFile* f, int64_t slot, uint64_t owner) noexcept nogil
+cdef uint64_t swapfile_owner(SwapFile* f, int64_t slot) noexcept nogil
+# Called with the file's mutex held: must try-lock what the owner has, if that is the run at this slot.
+ctypedef bint (*swapfile_try)(void* ctx, uint64_t owner, int64_t slot) noexcept nogil
+# Locks up to `n` runs of a cluster (1 .. swapfile_clusters) that have an owner, in the order of their slots from `at`
+# (0 .. 511, where to go on) on, all within `most` slots, if a run has at most `longest`: how many. `busy`: passed over.
+cdef int swapfile_collect(SwapFile* f, uint32_t cluster, uint32_t* at, int n, int most, int longest, int64_t* slots,
+                          uint64_t* owners, swapfile_try locked, void* ctx, int64_t* busy) noexcept nogil
+cdef uint32_t swapfile_clusters(SwapFile* f) noexcept nogil     # that were ever used
+# The one of those in use that was begun first; 0: none but what is being filled. Then it goes to the end of the queue.
+cdef uint32_t swapfile_oldest(SwapFile* f) noexcept nogil
+# Gives back what is free in one more of the clusters that stay partly used, if there is enough in a row to be worth
+# it: bytes.
+cdef int64_t swapfile_tidy(SwapFile* f) noexcept nogil

@@ -3,24 +3,30 @@
 Slots of 4 KiB come in runs that lie within one cluster of 512. Clusters are kept in lists by the longest run
 of free slots they may have, so that a run is found without a search; the number is an upper bound (freeing makes
 it exact or keeps it high enough, a search that failed makes it exact). Writing goes on in one current cluster
-as long as it lasts, then in a whole free one, and only then into holes.
+as long as it lasts, then in a whole free one, and only then into holes. Clusters in use are also in a queue, in the order
+in which they were begun: what is in the first ones has not been wanted for longest.
+
+Owners are words in reserved address space, a page of 4 KiB for each cluster, with memory only where a run has one.
 
 Touches its file and its own mappings, nothing else. Everything but the window runs without the GIL, maybe
 inside a signal handler: no malloc, errors as return codes, errno left alone.
 
 Locking: `mutex` is a leaf and guards bitmaps, lists and counts; transfers need no lock, since slots belong to
-who allocated them. A cluster whose hole is being punched is in no list, so it cannot be handed out meanwhile.
+who allocated them. A cluster whose hole is being punched is in no list, so it cannot be handed out meanwhile; who
+punches it lists it again, whatever was freed in it meanwhile.
 """
 from libc cimport errno as c
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport strncpy
+from libc.string cimport memcpy, memset, strncpy
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.unistd cimport close, pread, pwrite
 
 import os
 
 from userswap.native.descriptors cimport descriptor_guard, descriptor_release
-from userswap.native.us cimport us_add, us_assert, us_chaos, us_lock, us_mutex, us_now, us_read, us_unlock, us_write
+from userswap.native.us cimport (
+    us_add, us_assert, us_chaos, us_load, us_lock, us_mutex, us_now, us_read, us_unlock, us_write,
+)
 
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -59,6 +65,8 @@ cdef enum:
     NAME_BYTES = 256
     STALLS = 8                  # transfers in a row that brought nothing
     PATIENCE = 100              # an interrupted one counts as so much less
+    OWNED_BYTES = 4096          # words of a cluster's owners
+    TIDY_LOOKS = 1024           # clusters that one look for something to give back passes
 
 # Clusters are numbered from 1 in lists: 0 ends one.
 cdef struct Cluster:
@@ -67,9 +75,15 @@ cdef struct Cluster:
     uint32_t prev
     uint16_t count              # slots in use
     uint16_t room               # no run of free slots is longer
+    uint32_t newer              # in the queue by age
+    uint32_t older
     uint8_t listed
     uint8_t punching
+    uint8_t queued
+    uint8_t owned               # its page of owners has memory
+    uint8_t holes               # a run became free that is worth a hole, and has none
     uint8_t sealed              # its page of `seals` has memory
+    uint8_t apart[2]
 
 cdef struct SwapFile:
     us_mutex mutex
@@ -85,6 +99,11 @@ cdef struct SwapFile:
     int64_t used                # slots; read without the mutex
     uint64_t rooms[ROOM_WORDS]  # which lists are not empty
     uint32_t heads[ROOMS]
+    uint32_t oldest             # queue of the clusters in use
+    uint32_t newest
+    uint32_t tidied             # the cluster that was last looked at for holes
+    int64_t owned               # pages of owners with memory; read without the mutex
+    uint64_t* owners            # by slot
     char name[NAME_BYTES]
     Cluster* clusters           # index 0 is cluster number 1
     uint64_t* seals             # a word for each slot: a page for each cluster
@@ -201,6 +220,33 @@ cdef inline uint32_t with_room(SwapFile* f, uint32_t n) noexcept nogil:
     return f.heads[64 * w + <uint32_t>lowest(word)]
 
 
+cdef inline void unqueue(SwapFile* f, uint32_t number) noexcept nogil:
+    cdef Cluster* k = cluster(f, number)
+    if not k.queued:
+        return
+    k.queued = 0
+    if k.newer:
+        cluster(f, k.newer).older = k.older
+    else:
+        f.newest = k.older
+    if k.older:
+        cluster(f, k.older).newer = k.newer
+    else:
+        f.oldest = k.newer
+
+cdef inline void enqueue(SwapFile* f, uint32_t number) noexcept nogil:
+    cdef Cluster* k = cluster(f, number)
+    unqueue(f, number)
+    k.queued = 1
+    k.newer = 0
+    k.older = f.newest
+    if f.newest:
+        cluster(f, f.newest).newer = number
+    else:
+        f.oldest = number
+    f.newest = number
+
+
 # ---- bitmaps; all with the mutex held ----
 
 cdef inline uint32_t next_free(Cluster* k, uint32_t i) noexcept nogil:
@@ -276,28 +322,36 @@ cdef SwapFile* swapfile_new(int fd, uint64_t limit, const char* name) noexcept n
     cdef uint64_t n
     cdef int kept = c.errno
     cdef void* p
+    cdef void* owners
     cdef SwapFile* f
     # An entry has 35 bits for a slot; that is also far from what a list's 32 bits can number.
     if slots == 0 or slots > <uint64_t>1 << 35:
         return NULL
     n = head + clusters * sizeof(Cluster)
     p = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-    if p == MAP_FAILED:
+    owners = mmap(NULL, clusters * OWNED_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                  -1, 0) if p != MAP_FAILED else MAP_FAILED
+    if owners == MAP_FAILED:
+        if p != MAP_FAILED:
+            munmap(p, n)
         c.errno = kept
         return NULL
     madvise(p, n, MADV_NOHUGEPAGE)
     madvise(p, n, MADV_DONTDUMP)
+    madvise(owners, clusters * OWNED_BYTES, MADV_NOHUGEPAGE)
     c.errno = kept
     f = <SwapFile*>p
     f.seals = <uint64_t*>mmap(NULL, clusters * PAGE_BYTES, PROT_READ | PROT_WRITE,
                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     if f.seals == MAP_FAILED:
         munmap(p, n)
+        munmap(owners, clusters * OWNED_BYTES)
         c.errno = kept
         return NULL
     madvise(f.seals, clusters * PAGE_BYTES, MADV_NOHUGEPAGE)
     madvise(f.seals, clusters * PAGE_BYTES, MADV_DONTDUMP)
     c.errno = kept
+    f.owners = <uint64_t*>owners
     f.fd = fd
     f.punches = 1
     f.mapped = n
@@ -316,6 +370,7 @@ cdef void swapfile_delete(SwapFile* f, bint discard) noexcept nogil:
     descriptor_release(f.fd)
     close(f.fd)
     munmap(f.seals, <uint64_t>f.limit * PAGE_BYTES)
+    munmap(f.owners, <uint64_t>f.limit * OWNED_BYTES)
     munmap(f, f.mapped)
     c.errno = kept
 
@@ -331,6 +386,8 @@ cdef inline void seals_wanted(SwapFile* f, Cluster* k) noexcept nogil:
 
 cdef inline int64_t take(SwapFile* f, uint32_t number, uint32_t first, uint32_t n) noexcept nogil:
     cdef Cluster* k = cluster(f, number)
+    if not k.count:
+        enqueue(f, number)
     set_range(k, first, n, True)
     k.count += <uint16_t>n
     seals_wanted(f, k)
@@ -413,6 +470,7 @@ cdef void swapfile_take(SwapFile* f, int64_t slot, int n) noexcept nogil:
 
 cdef void punch(SwapFile* f, uint32_t number) noexcept nogil:
     # The cluster is marked and in no list; the mutex is not held. Gives its blocks back and lists it.
+    cdef Cluster* k = cluster(f, number)
     cdef int kept = c.errno
     cdef int tries = 0
     cdef bint unsealed
@@ -426,14 +484,18 @@ cdef void punch(SwapFile* f, uint32_t number) noexcept nogil:
             if c.errno == c.EOPNOTSUPP or c.errno == c.ENOSYS:
                 f.punches = 0
             break
-    # Nobody has a slot here, so nobody looks at their seals.
+    # No run is in it, so nobody has a seal or an owner to write down.
     unsealed = madvise(&f.seals[<uint64_t>(number - 1) * CLUSTER_SLOTS], PAGE_BYTES, MADV_DONTNEED) == 0
+    if k.owned and madvise(f.owners + (<uint64_t>(number - 1) << CLUSTER_SHIFT), OWNED_BYTES, MADV_DONTNEED) == 0:
+        k.owned = 0
+        us_add(&f.owned, -1)
     c.errno = kept
     us_lock(&f.mutex)
-    if unsealed and cluster(f, number).sealed:
-        cluster(f, number).sealed = 0
+    if unsealed and k.sealed:
+        k.sealed = 0
         us_write(&f.sealed, f.sealed - 1)
-    cluster(f, number).punching = 0
+    k.punching = 0
+    k.holes = 0
     enlist(f, number, slots_of(f, number))
     us_unlock(&f.mutex)
 
@@ -449,10 +511,17 @@ cdef void swapfile_free(SwapFile* f, int64_t slot, int n) noexcept nogil:
     us_assert(n >= 1 and first + n <= CLUSTER_SLOTS, b"a run lies in one cluster")
     us_lock(&f.mutex)
     set_range(k, first, n, False)
+    if k.owned:
+        memset(f.owners + slot, 0, n * 8)
     k.count -= <uint16_t>n
     us_write(&f.used, f.used - n)
-    if k.count:
+    if not k.count:
+        unqueue(f, number)
+    if k.punching:
+        k.holes = 1             # who is at it lists it
+    elif k.count:
         room = run_around(k, first, n)
+        k.holes |= room >= TIDY_SLOTS
         if room > k.room or not k.listed:
             enlist(f, number, room if room > k.room else k.room)
     elif number == f.current and f.used:
@@ -463,7 +532,7 @@ cdef void swapfile_free(SwapFile* f, int64_t slot, int n) noexcept nogil:
         holes[0] = number
     if not f.used and f.current:
         # The last slot of the file: the current cluster's blocks go too, though it may have been kept above.
-        if f.current != number:
+        if f.current != number and not cluster(f, f.current).punching:
             holes[1] = f.current
         f.current = 0
     for i in range(2):
@@ -572,7 +641,108 @@ cdef void swapfile_punch(SwapFile* f, int64_t slot, int64_t n) noexcept nogil:
 cdef int64_t swapfile_metadata(SwapFile* f) noexcept nogil:
     # The mapping was touched up to the highest cluster that was ever used.
     cdef int64_t n = <char*>&f.clusters[f.fresh] - <char*>f
-    return ((n + PAGE_BYTES - 1) & ~<int64_t>(PAGE_BYTES - 1)) + us_read(&f.sealed) * PAGE_BYTES
+    return (((n + PAGE_BYTES - 1) & ~<int64_t>(PAGE_BYTES - 1)) + us_read(&f.owned) * OWNED_BYTES
+            + us_read(&f.sealed) * PAGE_BYTES)
+
+
+# ---- owners, and what is done to clusters in use ----
+
+cdef void swapfile_set_owner(SwapFile* f, int64_t slot, uint64_t owner) noexcept nogil:
+    cdef Cluster* k = cluster(f, <uint32_t>(slot >> CLUSTER_SHIFT) + 1)
+    us_lock(&f.mutex)
+    us_assert((k.used[(slot & (CLUSTER_SLOTS - 1)) >> 6] >> (slot & 63)) & 1, b"a run that has an owner is in use")
+    if not k.owned:
+        k.owned = 1
+        us_add(&f.owned, 1)
+    f.owners[slot] = owner
+    us_unlock(&f.mutex)
+
+cdef uint64_t swapfile_owner(SwapFile* f, int64_t slot) noexcept nogil:
+    return us_load(&f.owners[slot]) if cluster(f, <uint32_t>(slot >> CLUSTER_SHIFT) + 1).owned else 0
+
+cdef int swapfile_collect(SwapFile* f, uint32_t number, uint32_t* at, int n, int most, int longest, int64_t* slots,
+                          uint64_t* owners, swapfile_try locked, void* ctx, int64_t* busy) noexcept nogil:
+    cdef Cluster* k = cluster(f, number)
+    cdef int64_t base = <int64_t>(number - 1) << CLUSTER_SHIFT
+    cdef int taken = 0
+    cdef uint32_t i
+    us_lock(&f.mutex)
+    i = next_used(k, at[0]) if k.owned else <uint32_t>CLUSTER_SLOTS
+    while i < CLUSTER_SLOTS and taken < n and (taken == 0 or base + i + longest <= slots[0] + most):
+        if f.owners[base + i]:
+            if locked(ctx, f.owners[base + i], base + i):
+                slots[taken] = base + i
+                owners[taken] = f.owners[base + i]
+                taken += 1
+            else:
+                busy[0] += 1
+        i = next_used(k, i + 1)
+    us_unlock(&f.mutex)
+    at[0] = i
+    return taken
+
+cdef uint32_t swapfile_clusters(SwapFile* f) noexcept nogil:
+    return f.fresh
+
+cdef uint32_t swapfile_oldest(SwapFile* f) noexcept nogil:
+    cdef uint32_t number
+    us_lock(&f.mutex)
+    number = f.oldest
+    if number and number == f.current:
+        number = cluster(f, number).newer
+    if number:
+        enqueue(f, number)
+    us_unlock(&f.mutex)
+    return number
+
+cdef int64_t swapfile_tidy(SwapFile* f) noexcept nogil:
+    cdef Cluster* k = NULL
+    cdef Cluster seen
+    cdef uint32_t number = 0, looks = 0, first, end, longest
+    cdef int64_t given = 0
+    cdef int kept = c.errno
+    cdef bint empty
+    us_lock(&f.mutex)
+    while looks < TIDY_LOOKS and looks < f.fresh and f.punches:
+        looks += 1
+        f.tidied = f.tidied % f.fresh + 1
+        k = cluster(f, f.tidied)
+        if k.holes and k.count and not k.punching and f.tidied != f.current:
+            number = f.tidied
+            break
+    if number:
+        unlist(f, number)
+        k.punching = 1
+        k.holes = 0
+        memcpy(seen.used, k.used, sizeof(seen.used))
+    us_unlock(&f.mutex)
+    if not number:
+        return 0
+    us_chaos()
+    end = 0
+    while end < CLUSTER_SLOTS:
+        first = next_free(&seen, end)
+        end = next_used(&seen, first) if first < CLUSTER_SLOTS else <uint32_t>CLUSTER_SLOTS
+        if first < CLUSTER_SLOTS and end - first >= TIDY_SLOTS:
+            if io_punch(f.fd, <int64_t>(number - 1) * CLUSTER_BYTES + <int64_t>first * SLOT_BYTES,
+                        <int64_t>(end - first) * SLOT_BYTES) == 0:
+                given += <int64_t>(end - first) * SLOT_BYTES
+            elif c.errno == c.EOPNOTSUPP or c.errno == c.ENOSYS:
+                f.punches = 0
+    c.errno = kept
+    us_chaos()
+    us_lock(&f.mutex)
+    empty = k.count == 0        # what was in use has gone meanwhile
+    if not empty:
+        k.punching = 0
+        find_run(k, 0, CLUSTER_SLOTS + 1, &longest)
+        k.room = <uint16_t>longest
+        if longest:
+            enlist(f, number, longest)
+    us_unlock(&f.mutex)
+    if empty:
+        punch(f, number)
+    return given
 
 
 # ---- a window for tests and experiments ----

@@ -9,6 +9,12 @@ cdef enum:
     OBJECT_MAX = 69632          # a folio that did not compress and its header (PACKED_BYTES of the codec)
     COMPACT_SLACK = 65536       # waste that is never worth a compaction
 
+cdef extern from *:
+    """
+    #define ZSWAP_STAYS (255ull << 55)
+    """
+    const uint64_t ZSWAP_STAYS
+
 cdef struct Zswap
 
 # Called with the pool's mutex held. `locked` must try-lock the owner's entry and check that it still
@@ -24,6 +30,7 @@ cdef void zswap_delete(Zswap* z) noexcept nogil
 # 2**44 and not 0.
 cdef uint64_t zswap_alloc(Zswap* z, uint32_t length, uint64_t owner) noexcept nogil
 cdef void zswap_set_owner(Zswap* z, uint64_t handle, uint64_t owner) noexcept nogil
+cdef uint64_t zswap_owner(Zswap* z, uint64_t handle) noexcept nogil      # the caller has it locked
 # The same for an object that will hardly be asked for soon: the first that zswap_coldest gives, unless it is.
 cdef void zswap_set_owner_cold(Zswap* z, uint64_t handle, uint64_t owner) noexcept nogil
 cdef int zswap_cold(Zswap* z) noexcept nogil                    # how many there may be of those
@@ -52,7 +59,7 @@ cdef int64_t zswap_compact(Zswap* z, int percent, int64_t effort,
 # The coldest objects (second chance, in the order they came): locks up to `n` of them with
 # `locked` and writes down their handles and owners; together at most `bytes` long (rounded up to 4 KiB each).
 # An object is young when it is new, and again whenever zswap_memory() is asked for it. While there are cold ones
-# (zswap_set_owner_cold), only those: the clock does not move.
+# (zswap_set_owner_cold), only those: the clock does not move. An owner with all bits of ZSWAP_STAYS is never among them.
 cdef int zswap_coldest(Zswap* z, int n, int64_t bytes, uint64_t* handles, uint64_t* owners,
                        zswap_try locked, void* ctx) noexcept nogil
 # Where the segments are, as far as any was ever used.

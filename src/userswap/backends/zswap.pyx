@@ -88,6 +88,7 @@ cdef struct Segment:
     uint32_t populated_count
     uint32_t loose_count
     uint32_t used
+    uint32_t staying            # objects that are never written back
     uint32_t hint               # no free object is below
     uint32_t next               # of the same class and group; or the next free segment
     uint32_t prev
@@ -429,6 +430,14 @@ cdef inline uint32_t top_of(SizeClass* k, uint64_t* bits) noexcept nogil:
 
 # ---- objects; all with the mutex held ----
 
+cdef inline bint stays(uint64_t owner) noexcept nogil:
+    return owner & ZSWAP_STAYS == ZSWAP_STAYS
+
+cdef inline void own(Zswap* z, uint32_t s, uint32_t i, uint64_t owner) noexcept nogil:
+    cdef Record* record = record_of(&z.classes[z.segments[s].size_class], base_of(z, s), i)
+    z.segments[s].staying += <uint32_t>stays(owner) - <uint32_t>stays(record.owner)
+    record.owner = owner
+
 cdef uint64_t object_place(Zswap* z, uint32_t s, uint32_t length, uint64_t owner, bint young) noexcept nogil:
     cdef Segment* seg = &z.segments[s]
     cdef SizeClass* k = &z.classes[seg.size_class]
@@ -450,7 +459,8 @@ cdef uint64_t object_place(Zswap* z, uint32_t s, uint32_t length, uint64_t owner
     populate(z, seg, k, record >> PAGE_SHIFT, (record + <uint32_t>sizeof(Record) - 1) >> PAGE_SHIFT)
     populate(z, seg, k, at >> PAGE_SHIFT, (at + length - 1) >> PAGE_SHIFT)
     fasten(z, s, at >> PAGE_SHIFT, (at + k.size - 1) >> PAGE_SHIFT)
-    record_of(k, base, i).owner = owner
+    record_of(k, base, i).owner = 0
+    own(z, s, i, owner)
     record_of(k, base, i).length = length
     if not seg.aside:
         group_link(z, s)
@@ -463,6 +473,7 @@ cdef void object_remove(Zswap* z, uint32_t s, uint32_t i) noexcept nogil:
     cdef uint32_t first = (k.objects + i * k.size) >> PAGE_SHIFT
     cdef uint32_t last = (k.objects + (i + 1) * k.size - 1) >> PAGE_SHIFT
     us_assert((bits[i >> 6] >> (i & 63)) & 1, b"an object is freed once")
+    own(z, s, i, 0)
     bits[i >> 6] &= ~(<uint64_t>1 << (i & 63))
     if i < seg.hint:
         seg.hint = i
@@ -558,11 +569,14 @@ cdef bint zswap_resize(Zswap* z, uint64_t handle, uint32_t length) noexcept nogi
     return True
 
 cdef void zswap_set_owner(Zswap* z, uint64_t handle, uint64_t owner) noexcept nogil:
-    cdef uint32_t s = <uint32_t>(handle >> HANDLE_SHIFT)
-    cdef uint32_t i = <uint32_t>(handle & ((1 << HANDLE_SHIFT) - 1)) - 1
     us_lock(&z.mutex)
-    record_of(&z.classes[z.segments[s].size_class], base_of(z, s), i).owner = owner
+    own(z, <uint32_t>(handle >> HANDLE_SHIFT), <uint32_t>(handle & ((1 << HANDLE_SHIFT) - 1)) - 1, owner)
     us_unlock(&z.mutex)
+
+cdef uint64_t zswap_owner(Zswap* z, uint64_t handle) noexcept nogil:
+    cdef uint32_t s = <uint32_t>(handle >> HANDLE_SHIFT)
+    return record_of(&z.classes[z.segments[s].size_class], base_of(z, s),
+                     <uint32_t>(handle & ((1 << HANDLE_SHIFT) - 1)) - 1).owner
 
 cdef void zswap_set_owner_cold(Zswap* z, uint64_t handle, uint64_t owner) noexcept nogil:
     cdef uint32_t s = <uint32_t>(handle >> HANDLE_SHIFT)
@@ -572,7 +586,7 @@ cdef void zswap_set_owner_cold(Zswap* z, uint64_t handle, uint64_t owner) noexce
     us_assert(i < k.capacity and (<uint64_t*>base_of(z, s))[i >> 6] >> (i & 63) & 1
               and (record_of(k, base_of(z, s), i).owner == 0 or record_of(k, base_of(z, s), i).owner == owner),
               b"what is cold is nobody's yet, or still its owner's")
-    record_of(k, base_of(z, s), i).owner = owner
+    own(z, s, i, owner)
     us_and(<uint64_t*>(base_of(z, s) + k.young) + (i >> 6), ~(<uint64_t>1 << (i & 63)))
     cold_push(z, handle, owner)
     us_unlock(&z.mutex)
@@ -770,7 +784,7 @@ cdef bint squeeze(Zswap* z, SizeClass* k, int64_t* effort, bint* blocked,
         memcpy(base_of(z, d) + k.objects + ((fresh & ((1 << HANDLE_SHIFT) - 1)) - 1) * k.size,
                base + k.objects + i * k.size, length)
         us_lock(&z.mutex)
-        record_of(k, base_of(z, d), (fresh & ((1 << HANDLE_SHIFT) - 1)) - 1).owner = owner
+        own(z, d, <uint32_t>(fresh & ((1 << HANDLE_SHIFT) - 1)) - 1, owner)
         if not young:
             cold_moved(z, handle, fresh)
         moved(ctx, owner, handle, fresh)
@@ -891,6 +905,8 @@ cdef int take_cold(Zswap* z, int n, int64_t bytes, uint64_t* handles, uint64_t* 
         z.cold_count -= 1
         if not length or size > bytes:
             continue
+        if stays(cold.owner):
+            continue
         if locked(ctx, cold.owner, cold.handle):
             handles[taken] = cold.handle
             owners[taken] = cold.owner
@@ -925,6 +941,8 @@ cdef int zswap_coldest(Zswap* z, int n, int64_t bytes, uint64_t* handles, uint64
         k = &z.classes[z.segments[s].size_class]
         bits = <uint64_t*>base_of(z, s)
         young = <uint64_t*>(base_of(z, s) + k.young)
+        if z.segments[s].staying == z.segments[s].used:
+            z.hand_index = k.capacity   # nothing for us: not worth a look at each
         while z.hand_index < k.capacity and taken < n:
             w = z.hand_index >> 6
             word = bits[w] & (~<uint64_t>0 << (z.hand_index & 63))
@@ -945,7 +963,7 @@ cdef int zswap_coldest(Zswap* z, int n, int64_t bytes, uint64_t* handles, uint64
             z.hand_index = i + 1
             handle = (<uint64_t>s << HANDLE_SHIFT) | (i + 1)
             # What does not fit even alone is passed by.
-            if size <= left and owner and locked(ctx, owner, handle):
+            if size <= left and owner and not stays(owner) and locked(ctx, owner, handle):
                 handles[taken] = handle
                 owners[taken] = owner
                 taken += 1
@@ -1311,7 +1329,7 @@ cdef class ZswapPool:
         cdef Segment* seg
         cdef SizeClass* k
         cdef uint64_t* bits
-        cdef uint32_t s, i, page, used, loose, populated, first, last, length, visited = 0
+        cdef uint32_t s, i, page, used, loose, populated, staying, first, last, length, visited = 0
         cdef int64_t pages = 0, stored = 0, objects = 0
         cdef bint want
         assert not us_read(&self.table.nobodys), "an object without an owner was asked for"
@@ -1322,7 +1340,7 @@ cdef class ZswapPool:
             seg = &z.segments[s]
             k = &z.classes[seg.size_class]
             bits = <uint64_t*>base_of(z, s)
-            used = loose = populated = 0
+            used = loose = populated = staying = 0
             assert s not in segments and not seg.aside, f"segment {s}: twice in the ring, or set aside"
             for i in range(k.capacity):
                 if not (bits[i >> 6] >> (i & 63)) & 1:
@@ -1330,6 +1348,7 @@ cdef class ZswapPool:
                     continue
                 used += 1
                 length = record_of(k, bits, i).length
+                staying += stays(record_of(k, bits, i).owner)
                 stored += length
                 assert class_of(length) == seg.size_class and length <= k.size, f"{length} bytes in class {k.size}"
                 for page in range((k.objects + i * k.size) >> 12, ((k.objects + i * k.size + length - 1) >> 12) + 1):
@@ -1344,6 +1363,7 @@ cdef class ZswapPool:
                     want = first >= k.capacity or not any_used(bits, first, last)
                 assert want == (seg.loose[page >> 6] >> (page & 63)) & 1, f"page {page} of {s}: loose should be {want}"
             assert (used, populated, loose) == (seg.used, seg.populated_count, seg.loose_count), f"counts of {s}"
+            assert staying == seg.staying, f"segment {s}: {staying} objects stay, not {seg.staying}"
             assert 0 < used <= k.capacity, f"segment {s} has {used} objects"
             assert seg.queued == (loose > 0), f"segment {s}: {loose} loose pages, queued {seg.queued}"
             assert seg.group == used * GROUPS // k.capacity, f"segment {s}: group {seg.group} with {used} objects"

@@ -24,7 +24,7 @@ from userswap.budget import counting_limit, default_budget, memory_limits, watch
 from userswap.cli.main import Parser
 from userswap.errors import BudgetError, SwapPathError
 from userswap.sizes import format_size
-from userswap.swapfiles import file_system, open_swap
+from userswap.swapfiles import NETWORK, file_system, open_swap
 
 __all__ = ["Check", "examine", "prepare"]
 
@@ -41,7 +41,6 @@ USEFUL = {"WP_UNPOPULATED": 1 << 13, "WP_ASYNC": 1 << 15, "MOVE": 1 << 16}
 # Delivery by segv takes mappings for what is in place here and there; with fewer, more has to come and go together.
 LEAST_MAPS = 65530
 NOT_KERNEL_MODE = "that takes CAP_SYS_PTRACE, vm.unprivileged_userfaultfd=1 or access to /dev/userfaultfd"
-NETWORK = {0x6969: "NFS", 0xFF534D42: "CIFS", 0xFE534D42: "SMB", 0x65735546: "FUSE", 0x01021997: "9p"}
 # What the last check runs.
 TRIAL = """
 import userswap, userswap._core

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["prepare"]
 
 USAGE = """\
-userswap run [--ram SIZE] [--swap PATH[:SIZE]|none] [--min-array SIZE] [--only-numpy] [--hard]
-                    [--no-dedupe] [--children share|own] [--map NAME] [--delivery NAME] [--quiet] [--stats FILE]
+userswap run [--ram SIZE] [--swap [NAME=]PATH[:SIZE[:PRIO]]|none]... [--tiers NAMES] [--min-array SIZE]
+                    [--only-numpy] [--hard] [--no-dedupe] [--children share|own] [--map NAME] [--delivery NAME] [--quiet] [--stats FILE]
                     [--trace FILE]
                     (SCRIPT | -m MODULE | -c CODE) [ARGUMENT ...]"""
 EPILOG = """\
@@ -89,7 +89,14 @@ def prepare(arguments: list[str]) -> Callable[[], int]:
     )
     parser.add_argument("--ram", metavar="SIZE", help="RAM for what lives in swap (default: what the machine leaves)")
     parser.add_argument(
-        "--swap", metavar="PATH[:SIZE]", help="file or directory for what does not fit compressed, or none"
+        "--swap",
+        metavar="SPEC",
+        action="append",
+        help="file or directory for what does not fit compressed, or none; repeat it for several: those with a higher PRIO "
+        "are used first, those with the same (0, if you don't say) by turns",
+    )
+    parser.add_argument(
+        "--tiers", metavar="NAMES", help="swap out to these only: zswap (RAM, compressed), and NAMEs of swap files"
     )
     parser.add_argument(
         "--min-array", metavar="SIZE", default="1M", help="allocations from this size on live in swap (default 1M)"
@@ -217,6 +224,7 @@ def install(ram: int | None, min_array: int, chosen: Namespace) -> Any:
         handle = userswap.install(
             ram=ram,
             swap=chosen.swap,
+            tiers=chosen.tiers,
             min_array=min_array,
             hard=chosen.hard,
             dedupe=not chosen.no_dedupe,

@@ -1,10 +1,11 @@
 # Faults: every transition of a page-table word happens here: fault, evict, pin, free. Also the handler of faults,
 # the gate that lets fork wait until no transition is under way, and fork itself.
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from userswap.backends.swapfile cimport SwapFile
 from userswap.memory.regions cimport MemoryPool, Region
 from userswap.swap.map cimport HolderOps
-from userswap.swap.space cimport SwapSpace
+from userswap.swap.space cimport Moved, SwapSpace
 
 # Handler or `threads` that serve faults, wrappers and fork handlers; the arena must be open. Again: makes sure of the
 # first place. 0 or -errno.
@@ -44,3 +45,14 @@ cdef bint memory_shrink(MemoryPool* pool, int64_t most) noexcept nogil
 # pool_next_watched, and the reference to `pool` is dropped.
 cdef MemoryPool* memory_next_watched(MemoryPool* pool) noexcept nogil
 cdef void memory_pool_close(MemoryPool* pool) noexcept nogil    # drops the Python object's reference
+# Nobody closes the gate between these two: no swap file comes or goes, no fork. From ordinary code.
+cdef void memory_hold() noexcept nogil
+cdef void memory_let_go() noexcept nogil
+# What space.pxd says of these, with the gate closed; memory_drain_some inside it. `to_zswap`: what finds no room in other
+# files goes there, while the budget has room; without other files it does anyway.
+cdef int memory_swapon(MemoryPool* pool, SwapFile* device, uint64_t limit, int priority, uint32_t tier,
+                       const char* directory) noexcept nogil
+cdef int memory_drain(MemoryPool* pool, int place, bint on) noexcept nogil
+cdef bint memory_drain_some(MemoryPool* pool, int place, uint32_t* cluster, uint32_t* at, bint to_zswap,
+                            Moved* moved) noexcept nogil
+cdef int memory_swapoff(MemoryPool* pool, int place) noexcept nogil

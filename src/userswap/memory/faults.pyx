@@ -20,6 +20,7 @@ from libc.string cimport memcpy, memset, strerror, strlen
 from userswap.backends.codec cimport (
     FOLIO_BYTES, FOLIO_SHIFT, PART_BYTES, PART_SHIFT, PARTS, Worker, codec_give, codec_take,
 )
+from userswap.backends.swapfile cimport SwapFile
 from userswap.memory.ahead cimport (
     AHEAD_DEPTH, ROOM, AheadOps, Job, ahead_ask, ahead_await, ahead_close, ahead_end, ahead_fetched, ahead_forget,
     ahead_help, ahead_helped, ahead_open, ahead_renew, ahead_running, ahead_start, ahead_take,
@@ -54,14 +55,16 @@ from userswap.native.us cimport (
     us_word_release, us_word_spin, us_word_wait, us_write,
 )
 from userswap.reclaim.reclaim cimport (
-    reclaim_background, reclaim_before_fork, reclaim_charge, reclaim_inherit, reclaim_low, reclaim_settle,
-    reclaim_short, reclaim_shrink, reclaim_try, reclaim_uncharge, reclaim_used, reclaim_write,
+    reclaim_background, reclaim_before_fork, reclaim_charge, reclaim_inherit, reclaim_low, reclaim_room,
+    reclaim_settle, reclaim_short, reclaim_shrink, reclaim_try, reclaim_uncharge, reclaim_used, reclaim_write,
 )
 from userswap.swap.holder cimport holder_release
 from userswap.swap.kin cimport kin_after_fork, kin_before_fork, kin_generation, kin_me
 from userswap.swap.map cimport HolderOps, SwapMap
 from userswap.swap.space cimport (
-    RUN_FOLIOS, SwapSpace, space_before_fork, space_inherit, space_lost_at, space_packed, swap_cached, swap_compact, swap_dup,
+    RUN_FOLIOS, Moved, SwapSpace, space_before_fork, space_drain,
+    space_drain_some, space_has_device, space_inherit, space_lost, space_lost_at, space_owns, space_packed, space_swapoff,
+    space_swapon, swap_cached, swap_compact, swap_dup,
     swap_far, swap_fetch, swap_in, swap_in_part, swap_out, swap_out_parts, swap_out_run, swap_promote, swap_put,
     swap_same, swap_shared, swap_uncache, swap_unpack, swap_writeback,
 )
@@ -503,7 +506,7 @@ cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writi
                     region.sums[index] = sum_folio(worker.folio, bytes)
                 error = frame_fill(folio, worker.folio, bytes, guarded)
             if error == 0 and not writing and not guarded and worker.loaded and is_hot(region, index):
-                id = swap_promote(pool.swap, worker, id, <uint64_t>at)
+                id = swap_promote(pool.swap, worker, id, region.hint.tiers, <uint64_t>at)
                 word = word_with_id(word, id)
             codec_give(worker)
             if frame != NULL and error:
@@ -581,7 +584,8 @@ cdef int make_part(Region* region, uint64_t index, uint64_t word, int part, bint
         # there.
         if worker.loaded and (writing or is_hot(region, index)):
             others |= 0 if is_hot(region, index) else PART_FILED
-            word = word_with_id(word, swap_promote(pool.swap, worker, word_id(word), <uint64_t>&region.words[index]))
+            word = word_with_id(word, swap_promote(pool.swap, worker, word_id(word), region.hint.tiers,
+                                                   <uint64_t>&region.words[index]))
         sum = sum_folio(bytes, PART_BYTES)
         if frame == NULL:
             error = frame_fill(place, bytes, PART_BYTES, False)
@@ -879,7 +883,7 @@ cdef int stage_folio(Region* region, uint64_t index, char* frame, Worker* worker
     if error == 0:
         if worker.loaded and is_hot(region, index):
             change_id(&region.words[index], swap_promote(swap, worker, word_id(us_load(&region.words[index])),
-                                                         <uint64_t>&region.words[index]))
+                                                         region.hint.tiers, <uint64_t>&region.words[index]))
         region.sums[index] = sum_folio(frame, FOLIO_BYTES)
     return error
 
@@ -2088,6 +2092,7 @@ cdef void* memory_resize(void* start, uint64_t bytes) noexcept nogil:
     fits = bytes > source.bytes and region_grow(source, bytes)
     target = NULL if fits else fresh_region(source.pool, bytes)
     if target != NULL:
+        target.hint.tiers = source.hint.tiers
         ahead_forget(source.pool, source, True)
     leave()
     if target == NULL:
@@ -2202,6 +2207,7 @@ cdef int memory_snapshot(MemoryPool* pool, void* start, void* copy) noexcept nog
     if (source == NULL or target == NULL or source.pool != pool or target.pool != pool or source.bytes != target.bytes
             or source.base != <char*>start or target.base != <char*>copy):
         return -EINVAL
+    target.hint.tiers = source.hint.tiers       # what both have can be in one place only
     enter()
     for i in range(region_folios(source)):
         # What is stored makes the pool grow before anything leaves; what is shared, the map, by a few bytes each.
@@ -2267,6 +2273,54 @@ cdef int64_t memory_writeback(MemoryPool* pool, int64_t want) noexcept nogil:
     moved = swap_writeback(pool.swap, want, True)
     leave()
     return moved
+
+
+cdef void memory_hold() noexcept nogil:
+    enter()
+
+
+cdef void memory_let_go() noexcept nogil:
+    leave()
+
+
+cdef int memory_swapon(MemoryPool* pool, SwapFile* device, uint64_t limit, int priority, uint32_t tier,
+                       const char* directory) noexcept nogil:
+    cdef int place
+    close_gate()
+    place = space_swapon(pool.swap, device, limit, priority, tier, directory)
+    open_gate()
+    us_write(&pool.reclaim.rest_until, 0)       # what could not leave before, maybe can now
+    return place
+
+
+cdef int memory_drain(MemoryPool* pool, int place, bint on) noexcept nogil:
+    cdef int error
+    close_gate()
+    error = space_drain(pool.swap, place, on)
+    open_gate()
+    us_write(&pool.reclaim.rest_until, 0)
+    return error
+
+
+cdef bint memory_drain_some(MemoryPool* pool, int place, uint32_t* cluster, uint32_t* at, bint to_zswap,
+                            Moved* moved) noexcept nogil:
+    cdef int64_t room = 0
+    cdef bint more
+    enter()
+    if to_zswap or not space_has_device(pool.swap):
+        room = reclaim_room(&pool.reclaim, pool.swap.bounce_bytes)
+    more = space_drain_some(pool.swap, place, cluster, at, room, moved)
+    leave()
+    return more
+
+
+cdef int memory_swapoff(MemoryPool* pool, int place) noexcept nogil:
+    cdef int error
+    close_gate()
+    # What readahead has on the stage has its copy in the file still, or it has not; either way it is asked by its id.
+    error = space_swapoff(pool.swap, place)
+    open_gate()
+    return error
 
 
 cdef int64_t memory_compact(MemoryPool* pool) noexcept nogil:
@@ -2338,11 +2392,13 @@ cdef int64_t memory_check(MemoryPool* pool, int64_t* states) noexcept nogil:
             if word_id(word):
                 ids[held] = word_id(word)
                 held += 1
+                wrong += not space_owns(pool.swap, word_id(word), <uint64_t>&region.words[i])
         region = region.next
     wrong += check_counts(pool, ids, held, &states[4])
     wrong += resident != us_read(&pool.reclaim.resident)
     wrong += swapped != us_read(&pool.swapped_bytes)
     wrong += parts != us_read(&pool.parts)
+    wrong += space_lost(pool.swap)
     munmap(ids, length)
     open_gate()
     return wrong

@@ -55,6 +55,7 @@ cdef struct Passing:
 cdef struct MemoryPool:
     Reclaim reclaim
     SwapSpace* swap
+    uint32_t tiers              # where the data of its regions may be, unless they are told otherwise
     int run_most                # folios that one fault may bring in
     bint small                  # the budget has no room for what several threads have under way at once
     us_mutex small_lock         # held by who evicts then: packed copies of one batch at a time. Not a leaf

@@ -22,7 +22,7 @@ from userswap.native.us cimport (
 )
 from userswap.reclaim.reclaim cimport reclaim_delete, reclaim_set_limit
 from userswap.reclaim.watch cimport watch_delete
-from userswap.swap.space cimport space_delete
+from userswap.swap.space cimport ALL_TIERS, space_delete
 
 cdef enum:
     WINDOW_FOLIOS = STAGE_SLOTS
@@ -209,6 +209,7 @@ cdef Region* region_new(MemoryPool* pool, uint64_t bytes) noexcept nogil:
     region.hint.recipe = -1
     region.hint.expected = 0
     region.hint.left = 0
+    region.hint.tiers = pool.tiers
     memset(region.streams, 0, sizeof(region.streams))
     region.scattered = 0
     us_write(&region.leaving, 0)
@@ -301,6 +302,7 @@ cdef MemoryPool* pool_new(int64_t limit) noexcept nogil:
     if pool == NULL:
         return NULL
     pool.references = 1
+    pool.tiers = ALL_TIERS
     pool.reclaim.aside = stage_kept()
     us_lock(&arena_lock)
     pool.next = pools

@@ -26,7 +26,7 @@
 #include <sys/random.h>
 
 #define US_SUM_BLOCK 128 /* words: 1 KiB */
-#define US_SUM_BLOCKS 64 /* of 64 KiB */
+#define US_SUM_BLOCKS 68 /* of a folio that was packed and got longer */
 #define US_SUM_LANES 4   /* at most, of 128 bits */
 
 enum { US_SUM_NH, US_SUM_CLNH_256, US_SUM_CLNH_512, US_SUM_KINDS };
@@ -150,7 +150,7 @@ static int us_sum_start(void) { /* draws the key, once: 0 or -errno */
     return 0;
 }
 
-/* At most 64 KiB, from anywhere. */
+/* At most US_SUM_BLOCKS, from anywhere. */
 static inline uint64_t us_sum_at(int kind, const void *data, uint64_t bytes, us_u128 bound) {
     if (kind == US_SUM_CLNH_512) return us_sum_clnh_512(data, bytes, bound);
     if (kind == US_SUM_CLNH_256) return us_sum_clnh_256(data, bytes, bound);

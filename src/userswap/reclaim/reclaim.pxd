@@ -47,9 +47,12 @@ cdef bint reclaim_try(Reclaim* r, int64_t bytes) noexcept nogil
 # Whether a background thread should reclaim now, so that the next charges need not; asked after a charge.
 cdef bint reclaim_short(Reclaim* r) noexcept nogil
 cdef void reclaim_background(Reclaim* r) noexcept nogil         # what it then does
-# Whether so little is left in place that cold objects will have to go to the swap file soon; and a write of them.
+# Whether so little is left in place that cold objects will have to go to the swap file soon, or what is oldest there to
+# a slower one; and a write of them.
 cdef bint reclaim_low(Reclaim* r) noexcept nogil
 cdef void reclaim_write(Reclaim* r) noexcept nogil
+# Makes room for `bytes` of what moves to zswap by itself, without a fault: how much there is.
+cdef int64_t reclaim_room(Reclaim* r, int64_t bytes) noexcept nogil
 cdef void reclaim_uncharge(Reclaim* r, int64_t bytes) noexcept nogil
 # What this process may use now: the limit, or less if forked processes share it. Reclaim goes down to that as fast as
 # the process takes memory, and never calls it a failure if it does not get there: only the limit is hard.

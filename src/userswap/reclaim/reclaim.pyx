@@ -20,8 +20,8 @@ from userswap.reclaim.family cimport (
     family_settle,
 )
 from userswap.swap.space cimport (
-    space_churn, space_has_cold, space_has_device, space_metadata, space_packed_bytes, space_pool_bytes, swap_compact,
-    swap_writeback,
+    space_churn, space_crowded, space_demote, space_has_cold, space_has_device, space_metadata, space_packed_bytes,
+    space_pool_bytes, swap_compact, swap_writeback,
 )
 
 cdef extern from "<unistd.h>" nogil:
@@ -31,6 +31,7 @@ cdef extern from "<unistd.h>" nogil:
 cdef enum:
     WASTE_PERCENT = 3
     COMPACT_EFFORT = 1 << 18
+    DEMOTE_BYTES = 4 << 20      # that move to a slower swap file before the thread looks at what else there is
     WRITEBACK_BYTES = 3 << 18   # less than is gathered for one write, so that one write is enough
     LEAST_HEADROOM = 8 << 16
     LEAST_RESIDENT = 16 << 16
@@ -132,7 +133,7 @@ cdef void over_budget(Reclaim* r, int64_t used) noexcept nogil:
     us_add(&r.failures, 1)
     if us_swap(<uint64_t*>&r.warned, 1) and not r.hard:
         return
-    if not space_has_device(r.swap) and r.swap.inherited == 0:
+    if not space_has_device(r.swap) and not r.swap.is_child:
         snprintf(reason, sizeof(reason), "its data does not compress enough and there is no swap file")
     elif not space_has_device(r.swap):
         snprintf(reason, sizeof(reason), "its data does not compress enough and a forked process has no swap file")
@@ -237,6 +238,8 @@ cdef bint reclaim_shrink(Reclaim* r, int64_t most) noexcept nogil:
 cdef bint reclaim_short(Reclaim* r) noexcept nogil:
     # Not before somebody had to: a program that just fits would lose folios for nothing, over and over.
     cdef int64_t pressed = us_read(&r.pressed)
+    if space_crowded(r.swap):
+        return True
     if pressed == 0:
         return False
     us_write(&r.pressed, pressed - 1)
@@ -249,6 +252,7 @@ cdef void reclaim_background(Reclaim* r) noexcept nogil:
     cdef int64_t goal = ceiling - r.headroom - r.slack
     cdef int64_t over = reclaim_used(r) - goal
     cdef bint stuck = False
+    space_demote(r.swap, DEMOTE_BYTES)
     if over > 0 and not resting(r):
         # No more than was asked for: else the thread would go on for as long as the program's faults keep pace with it,
         # and do all reclaim, at a TLB flush across processors for each folio.
@@ -256,14 +260,26 @@ cdef void reclaim_background(Reclaim* r) noexcept nogil:
             us_write(&r.rest_until, us_now() + REST_NS)
 
 
-cdef bint reclaim_low(Reclaim* r) noexcept nogil:
+cdef bint low(Reclaim* r) noexcept nogil:
     return (us_read(&r.resident) < r.least_resident + one_write(r) // 2 and space_has_device(r.swap)
             and reclaim_used(r) > reclaim_ceiling(r) - r.headroom - one_write(r) // 2)
 
 
+cdef bint reclaim_low(Reclaim* r) noexcept nogil:
+    return space_crowded(r.swap) or low(r)
+
+
 cdef void reclaim_write(Reclaim* r) noexcept nogil:
-    if reclaim_low(r) and not resting(r):
+    space_demote(r.swap, DEMOTE_BYTES)
+    if low(r) and not resting(r):
         swap_writeback(r.swap, one_write(r), False)
+
+
+cdef int64_t reclaim_room(Reclaim* r, int64_t bytes) noexcept nogil:
+    cdef int64_t most = reclaim_ceiling(r) - r.headroom
+    cdef bint stuck = False
+    cdef int64_t used = reclaim_down_to(r, most - bytes, bytes, ALL, False, &stuck)
+    return most - used if most > used else 0
 
 
 cdef void reclaim_uncharge(Reclaim* r, int64_t bytes) noexcept nogil:

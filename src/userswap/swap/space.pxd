@@ -1,8 +1,8 @@
 # The swap space: a SwapMap with the backends behind it. Bytes go in and an id comes out; an id goes in
 # and the bytes come out. Knows no addresses of regions; nobody above it knows which device holds an id.
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
-from userswap.backends.codec cimport Worker
+from userswap.backends.codec cimport PARTS, Worker
 from userswap.backends.swapfile cimport SwapFile
 from userswap.backends.zswap cimport Zswap
 from userswap.native.us cimport us_mutex
@@ -16,19 +16,54 @@ cdef struct CodecHint:
     int32_t recipe              # -1: sample at the next swap-out
     int32_t expected            # packed length of 64 KiB that made us keep the recipe; 0: did not compress
     int32_t left                # swap-outs until the next sample
+    uint32_t tiers              # where its data may be: TIER_ZSWAP, and a bit for each tier of swap files
 
 cdef enum:
     MOST_DEVICES = 16
     RUN_FOLIOS = 16             # folios of the largest large folio: 1 MiB
     FETCH_MOST = 32             # folios that swap_fetch takes at once
+    MOVE_RUNS = 256             # folios that are written back or moved together
+    MOST_TIERS = 8              # of swap files
+    TIER_ZSWAP = 1              # of a policy; the bits of the tiers of swap files follow
+    ALL_TIERS = 511
+    DIRECTORY_BYTES = 256
+    PLACE_FREE = 0
+    PLACE_ON = 1
+    PLACE_DRAINING = 2          # a swapoff empties it: nothing new goes there
 
 ctypedef SwapFile* SwapFilePointer
 ctypedef KinSlots* KinSlotsPointer
 
+# What is written together, folio by folio: packed with the sums of its parts (backends/seal), or as it is.
+cdef struct Folio:
+    uint64_t[PARTS] sums
+    int length
+    bint raw
+
 cdef struct Deferred:
     int64_t slot
-    int32_t slots
+    int16_t slots
+    int16_t device
     int32_t id                  # of a map whose ids are slots: freed with them; else 0
+
+# A swap file that was asked for, and in a forked process one that it may have: it is made when it is first needed.
+cdef struct Place:
+    int64_t state
+    int64_t device              # its number; -1: not there (yet)
+    int64_t retry_at            # ns: no write before this, after one failed
+    int tier                    # the bit of a policy
+    int priority
+    uint64_t limit              # bytes
+    char[DIRECTORY_BYTES] directory     # where a forked process makes one; empty: it may not
+
+# All that have one priority, in the order in which they are asked for room.
+cdef struct Tier:
+    int priority
+    uint32_t bit
+    int count
+    int[MOST_DEVICES] places
+    int64_t turn                # slots given or tried, ever: whose turn it is
+    int64_t crowded             # more is in use than shall be: demotion brings that down
 
 cdef struct SwapSpace:
     SwapMap* map
@@ -36,27 +71,45 @@ cdef struct SwapSpace:
     void* holders_ctx
     Dedupe dedupe
     Zswap* zswap
-    # Swap files by the number that an entry has. In a forked process the first `inherited` belong to its
-    # ancestors: read, never written or freed. `current` is the one that is ours, -1 when there is none (yet).
+    # Swap files by the number that an entry has; NULL: it is free. What an ancestor of a forked process opened is read,
+    # never written or freed. These and the places change with the gate closed, so with nobody in here; but for what a
+    # forked process opens when it first needs it.
     SwapFilePointer[MOST_DEVICES] devices
     # Of the same file: which of its slots other processes refer to (swap/kin). NULL: no process was forked that may.
     KinSlotsPointer[MOST_DEVICES] shared
+    int[MOST_DEVICES] inherited                 # it is an ancestor's
+    int64_t[MOST_DEVICES] referred              # of those: slots that our ids have
+    int64_t[MOST_DEVICES] kept                  # of ours: slots that we freed and other processes still refer to
+    int64_t[MOST_DEVICES] bytes_read
+    int64_t[MOST_DEVICES] bytes_written
     bint untold                 # one was, and there was no memory to note which: so none is given out again
-    int inherited
-    int current
-    uint64_t file_limit         # of a file that a forked process makes for itself, bytes
-    char[256] directory         # and where; empty: it may not
+    bint is_child
+    Place[MOST_DEVICES] places
+    Tier[MOST_TIERS] tiers      # the first ones are used, by priority
+    int tier_count
+    us_mutex open_lock          # of a forked process that opens its own. Leaf
     Deferred* deferred          # slots that we freed and other processes still refer to
     int64_t deferred_count
     int64_t deferred_next       # the one that is asked about next
     int64_t deferred_at         # ns: not before this
-    us_mutex deferred_lock      # leaf: guards the four above
+    us_mutex deferred_lock      # guards the four above; before the leaf mutexes of devices
     bint newest_first           # what is stored from now on is the first to be written back: the rest is not ours alone
     int64_t[MOST_DEVICES] swept  # what kin_deaths said when an orphaned file was looked through
-    us_mutex writeback_lock     # one writeback at a time: guards `bounce`. Outside entry locks.
-    char* bounce                # writeback gathers here; page aligned
+    us_mutex writeback_lock     # one at a time gathers, or moves: guards `bounce`, `incoming`. Outside entry locks.
+    char* bounce                # what is written together is gathered here; page aligned; NULL: there was no file yet
+    char* incoming              # and what is moved from one file to another is read to here
+    bint incoming_used          # it has memory
+    uint64_t[MOVE_RUNS] moving  # of what is gathered or moved: handles in zswap, or slots; locked
+    uint64_t[MOVE_RUNS] owners  # and what storage remembers
+    int[MOVE_RUNS] picked       # those that go together
+    uint8_t[MOVE_RUNS] left     # which are still to be picked
+    Folio[MOVE_RUNS] opened     # what they are
+    Folio[MOVE_RUNS] closing    # what is about to be written
+    int64_t demote_at           # ns: not before this
+    int64_t tidy_at
+    int64_t untidy              # something was freed since nothing was found to give back
     int64_t bounce_bytes
-    int64_t retry_at            # ns: no writeback before this, after the device failed
+    int64_t retry_at            # ns: no writeback before this, after there was no room
     int64_t device_error        # errno of the last failed write, 0 when the last one worked
     int64_t swap_outs
     int64_t swap_ins
@@ -64,6 +117,7 @@ cdef struct SwapSpace:
     int64_t part_outs           # and that were stored so
     int64_t part_updates        # times that was done in place
     int64_t promotions          # folios moved from a slot to zswap
+    int64_t demotions           # and from one swap file to a slower one
     int64_t writebacks          # folios moved from zswap to a slot, or put there at once
     int64_t slot_stored         # packed bytes in slots
     int64_t reads_again         # folios that had to be read from a slot once more
@@ -79,11 +133,38 @@ cdef struct SwapSpace:
 #   shared                        the same; swap_put leaves the count to the others, who still find the id. A clean
 #                                 folio of a shared id is in the map's swap cache: the next holder copies it from there
 #
-# Takes the device over (NULL: no swap file). `holders` and `ctx`: of the rooms above, see map.pxd. NULL: no memory or
-# no such design.
-cdef SwapSpace* space_new(const char* design, uint64_t address_space, SwapFile* device, int64_t bounce_bytes,
-                          uint64_t file_limit, const char* directory, const HolderOps* holders,
-                          void* ctx) noexcept nogil
+# `slots_bytes`: how large the swap file is that a map whose ids are slots is made for; 0: there will be none. `bounce`:
+# of a write that is gathered, bytes. `holders` and `ctx`: of the rooms above, see map.pxd. NULL: no memory or no such
+# design.
+cdef SwapSpace* space_new(const char* design, uint64_t address_space, uint64_t slots_bytes, int64_t bounce,
+                          const HolderOps* holders, void* ctx) noexcept nogil
+# ---- swap files come and go with the gate closed, so that nobody else is in here ----
+# Takes the device over: its place, or -ENOMEM, -EMFILE (there are as many as can be), -EINVAL (the design has one only).
+# `directory`: where a forked process may make one of its own.
+cdef int space_swapon(SwapSpace* s, SwapFile* device, uint64_t limit, int priority, uint32_t tier,
+                      const char* directory) noexcept nogil
+# Nothing new goes to the place from now on, or (not `on`) it does again. 0; -ENOENT: there is none, -EALREADY: it is
+# being emptied, or is not.
+cdef int space_drain(SwapSpace* s, int place, bint on) noexcept nogil
+# Its bytes in use by our ids, or on their way to be.
+cdef int64_t space_left(SwapSpace* s, int place) noexcept nogil
+# The place ends, if nothing is left there (else -EBUSY). Forked processes that refer to its slots keep the file.
+cdef int space_swapoff(SwapSpace* s, int place) noexcept nogil
+# What moving from a file did; bytes of slots.
+cdef struct Moved:
+    int64_t files               # went to other files
+    int64_t zswap               # or to zswap
+    int64_t busy                # runs that somebody was at
+    int64_t stuck               # for which there is no room, or that may not be where there is some
+    int64_t error               # -errno of a run that can't be read; 0: none
+# One piece of a swapoff: empties a cluster, or a part of it, from where `cluster` and `at` say on, to other files, and
+# of what finds no room there, up to `zswap` bytes to zswap. False: the end of the file; `cluster` and `at` are 0 again.
+cdef bint space_drain_some(SwapSpace* s, int place, uint32_t* cluster, uint32_t* at, int64_t zswap,
+                           Moved* moved) noexcept nogil
+# Moves what is oldest in tiers that are too full to slower ones, about `most` bytes; and gives back room in clusters
+# that stay partly used. What it did, bytes.
+cdef int64_t space_demote(SwapSpace* s, int64_t most) noexcept nogil
+cdef bint space_crowded(SwapSpace* s) noexcept nogil             # there is something for it to do
 # Identical folios are stored once from now on. 0 or -ENOMEM.
 cdef int space_dedupe(SwapSpace* s, int64_t limit) noexcept nogil
 cdef void space_delete(SwapSpace* s) noexcept nogil
@@ -109,7 +190,7 @@ cdef int swap_in(SwapSpace* s, Worker* worker, uint64_t id, void* data, int n, u
 # One part of a whole folio, PART_BYTES.
 cdef int swap_in_part(SwapSpace* s, Worker* worker, uint64_t id, int part, void* data) noexcept nogil
 # What a swap-in has just loaded with this worker moves to zswap if it came from a slot: the id from now on.
-cdef uint64_t swap_promote(SwapSpace* s, Worker* worker, uint64_t id, uint64_t holder) noexcept nogil
+cdef uint64_t swap_promote(SwapSpace* s, Worker* worker, uint64_t id, uint32_t tiers, uint64_t holder) noexcept nogil
 # Is it in a swap file, just now: it takes long to read.
 cdef bint swap_far(SwapSpace* s, uint64_t id) noexcept nogil
 # For n folios that come together: what is in a swap file is read, packed as it is, to their frames (FOLIO_BYTES each,
@@ -149,3 +230,7 @@ cdef bint space_has_cold(SwapSpace* s) noexcept nogil            # writeback wou
 cdef int64_t space_packed(SwapSpace* s) noexcept nogil           # how many folios are in zswap
 cdef int64_t space_stored_bytes(SwapSpace* s) noexcept nogil      # packed bytes, in zswap and in slots
 cdef int64_t space_metadata(SwapSpace* s) noexcept nogil
+# Alone: whether storage remembers the holder of an id rightly; and whether runs that nobody has are in use in our files,
+# how many slots too many or too few.
+cdef bint space_owns(SwapSpace* s, uint64_t id, uint64_t holder) noexcept nogil
+cdef int64_t space_lost(SwapSpace* s) noexcept nogil
