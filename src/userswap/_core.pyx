@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from userswap.backends.codec cimport FOLIO_BYTES, codec_metadata
-from userswap.backends.swapfile cimport SwapFile, swapfile_delete, swapfile_new
+from userswap.backends.swapfile cimport SwapFile, swapfile_delete, swapfile_new, swapfile_retired
 from userswap.backends.zswap cimport zswap_mapping
 from userswap.memory.ahead cimport ahead_may, ahead_on_want, ahead_pause, ahead_rest
 from userswap.memory.faults cimport (
@@ -32,7 +32,7 @@ from userswap.native.us cimport us_add, us_debug, us_max, us_read, us_write
 from userswap.reclaim.reclaim cimport reclaim_ceiling, reclaim_used
 from userswap.reclaim.watch cimport Watch, watch_add, watch_delete, watch_machine, watch_new
 from userswap.swap.space cimport (
-    MOST_DEVICES, PLACE_DRAINING, PLACE_FREE, Moved, Place, SwapSpace, space_dedupe, space_left, space_metadata,
+    MOST_DEVICES, PLACE_DRAINING, PLACE_FREE, Moved, Place, SwapSpace, space_dedupe, space_encrypt, space_left, space_metadata,
     space_new, space_pool_bytes, space_slot_bytes, space_stored_bytes,
 )
 from userswap.errors import DataLost
@@ -163,10 +163,10 @@ cdef class Core:
     """A pool: its budget, its swap space, its regions. Lives on behind its regions after `close`."""
 
     def __cinit__(self, *, limit: int, design: str, address_space: int, slots_bytes: int, hard: bool, dedupe: bool,
-                  background: bool, apart: bool):
+                  background: bool, apart: bool, encrypt: bool):
         """`limit`: bytes. `slots_bytes`: of the swap file, for a design whose ids are its slots. `dedupe`: store
         identical folios once. `background`: let a thread of ours work while the program computes. `apart`: forked
-        children have a whole budget each."""
+        children have a whole budget each. `encrypt`: swap files; the cipher has been found."""
         cdef SwapSpace* space = NULL
         cdef int64_t bounce = min(1 << 20, max(128 << 10, limit // 64)) // 4096 * 4096
         chosen = design.encode()
@@ -176,6 +176,8 @@ cdef class Core:
         if space == NULL:
             raise MemoryError("no memory for a pool, or no address space for the compressed one")
         pool_bind(self.pool, space)
+        if encrypt and space_encrypt(space) != 0:
+            raise MemoryError("no memory for the keys of swap files, or no cipher")
         if dedupe and space_dedupe(space, limit) != 0:
             raise MemoryError("no memory for the index of identical folios")
         self.pool.reclaim.hard = hard
@@ -225,7 +227,7 @@ cdef class Core:
         return place
 
     def swaps(self) -> list[tuple[int, int, int, int, int, int]]:
-        """Of each place: its number, whether it is being emptied, and bytes: limit, in use, read, written."""
+        """Of each place: its number, its state, whether it is encrypted, and bytes: limit, in use, read, written."""
         cdef MemoryPool* p = self.alive()
         cdef Place* place
         cdef int i
@@ -237,7 +239,9 @@ cdef class Core:
             if place.state != PLACE_FREE:
                 device = us_read(&place.device)
                 found.append((
-                    i, place.state == PLACE_DRAINING, place.limit, space_left(p.swap, i),
+                    i, "draining" if place.state == PLACE_DRAINING else
+                    "retired" if device >= 0 and swapfile_retired(p.swap.devices[device]) else "on",
+                    p.swap.encrypted[device] if device >= 0 else p.swap.encrypt, place.limit, space_left(p.swap, i),
                     us_read(&p.swap.bytes_read[device]) if device >= 0 else 0,
                     us_read(&p.swap.bytes_written[device]) if device >= 0 else 0,
                 ))
@@ -394,6 +398,10 @@ cdef class Core:
         cdef uint64_t length = 0
         cdef char* start = zswap_mapping(self.alive().swap.zswap, &length)
         return <uint64_t>start, length
+
+    def key_page(self) -> int:
+        """Address of the page with the keys of swap files, 0 if there is none; for tests."""
+        return <uint64_t>self.alive().swap.keys
 
     def snapshot(self, source: int, target: int) -> None:
         """Give the region that starts at `target`, which is fresh, the content of the one at `source`.

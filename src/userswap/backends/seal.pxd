@@ -4,16 +4,19 @@
 # sealed anew.
 #
 #   in zswap       packed bytes | sums | check                              bound to the handle
-#   in slots       packed bytes | zeros | sums | stamp | place | length | check     at the end of the run's last slot;
-#                                                                           the stamp is also in RAM (swapfile_seals)
+#   in slots       packed bytes | zeros | sums | tag | stamp | place | length | check
+#                  at the end of the run's last slot; the stamp is also in RAM (swapfile_seals)
 #   raw, 16 slots  as it is; stamp and sums by part are in RAM alone, bound to the place
 #
+# With a key, packed bytes and sums, or each part of a raw folio, are encrypted in place, with the stamp as nonce. The
+# tag of a raw part is in RAM instead of its sum.
+#
 # A stamp is given once in the life of a process. Touches what it is handed, and that counter.
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 cdef enum:
     SEAL_WHOLE = 4120           # packed folios shorter than this have one sum
-    TRAILER_BYTES = 64
+    TRAILER_BYTES = 80
     RAW_LENGTH = 15             # the word, of the 16 that a raw folio has in RAM, that says how long it is
     ALL_PARTS = 15
 
@@ -50,13 +53,14 @@ cdef inline uint64_t seal_place(int device, int64_t slot) noexcept nogil:
 # Slots for a packed folio of that length.
 cdef int seal_slots(int length) noexcept nogil
 # Closes a run that has the packed bytes at its start; all of the rest is written to.
-cdef void seal_run(char* run, int slots, int length, const uint64_t* sums, uint64_t place,
-                   uint64_t stamp) noexcept nogil
-# As seal_look; `stamp` is what has to be there.
-cdef int seal_open(char* run, int slots, uint64_t place, uint64_t stamp, int parts, int* length,
+cdef void seal_run(char* run, int slots, int length, const uint64_t* sums, uint64_t place, uint64_t stamp,
+                   const char* key) noexcept nogil
+# As seal_look; `stamp` is what has to be there. What was encrypted is decrypted in place.
+cdef int seal_open(char* run, int slots, uint64_t place, uint64_t stamp, const char* key, int parts, int* length,
                    uint64_t* sums) noexcept nogil
 
 # ---- raw folios, whose seal is in RAM ----
-cdef void seal_raw(const char* data, int bytes, uint64_t place, uint64_t stamp, uint64_t* words) noexcept nogil
+cdef void seal_raw(char* data, int bytes, uint64_t place, uint64_t stamp, const char* key, uint64_t* words) noexcept nogil
 # A folio of `bytes`, or one part of it (`part` >= 0, the only one in `data`). 0 or -EBADMSG.
-cdef int seal_open_raw(const char* data, int bytes, int part, uint64_t place, const uint64_t* words) noexcept nogil
+cdef int seal_open_raw(char* data, int bytes, int part, uint64_t place, const char* key,
+                       const uint64_t* words) noexcept nogil

@@ -1,13 +1,14 @@
 """Seals of stored folios: sums, and what binds them to a place (see seal.pxd). Reads and writes what it is handed.
 
-Why the sums can be carried along: a part's sum is bound to the header's, and the header's to the length, so none of them
-says anything of a place; the check, over the sums, does. A check that is made anew for another place (compaction,
+Why the sums can be carried along: a part's sum is bound to the header's, and the header's to the length, so none of
+them says anything of a place; the check, over the sums, does. A check that is made anew for another place (compaction,
 writeback, promotion) is made from the sums as they are, and whoever loads the folio compares those with its bytes.
 """
 from libc.errno cimport EBADMSG, ESTALE, EXDEV
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from userswap.backends.cipher cimport TAG_BYTES, Piece, cipher_decrypt, cipher_encrypt
 from userswap.backends.codec cimport PART_BYTES, PARTS, codec_bounds
 from userswap.backends.swapfile cimport SLOT_BYTES
 from userswap.native.sum cimport sum_bound
@@ -21,9 +22,11 @@ cdef enum:
     OF_HANDLE = 11
     OF_TRAILER = 12
     OF_RAW = 16                 # and the part, above a place
+    PACKED = PARTS              # in a nonce: not one of the parts
 
 cdef packed struct Trailer:
     uint64_t[PARTS] sums
+    char[TAG_BYTES] tag         # of packed bytes and sums; zeros if they are not encrypted
     uint64_t stamp
     uint64_t place
     uint64_t length
@@ -133,21 +136,39 @@ cdef inline uint64_t trailer_check(const Trailer* trailer) noexcept nogil:
     return sum_bound(trailer, sizeof(Trailer) - sizeof(uint64_t), 0, OF_TRAILER)
 
 
-cdef void seal_run(char* run, int slots, int length, const uint64_t* sums, uint64_t place,
-                   uint64_t stamp) noexcept nogil:
+cdef inline void both_pieces(Piece* pieces, char* run, int length, Trailer* trailer) noexcept nogil:
+    pieces[0].source = run
+    pieces[0].target = run
+    pieces[0].bytes = length
+    pieces[1].source = <char*>trailer.sums
+    pieces[1].target = <char*>trailer.sums
+    pieces[1].bytes = sizeof(trailer.sums)
+
+
+cdef void seal_run(char* run, int slots, int length, const uint64_t* sums, uint64_t place, uint64_t stamp,
+                   const char* key) noexcept nogil:
     cdef Trailer* trailer = <Trailer*>(run + slots * SLOT_BYTES - TRAILER_BYTES)
+    cdef Piece[2] pieces
     # Nothing of what was in this memory before goes to the file.
     memset(run + length, 0, <char*>trailer - run - length)
     memcpy(trailer.sums, sums, sizeof(trailer.sums))
     trailer.stamp = stamp
     trailer.place = place
     trailer.length = length
+    memset(trailer.tag, 0, TAG_BYTES)
+    if key != NULL:
+        both_pieces(pieces, run, length, trailer)
+        if not cipher_encrypt(key, stamp, PACKED, pieces, 2, trailer.tag):
+            # Never seen. Nothing readable goes to the file: whoever reads it back is told that it is lost.
+            memset(run, 0, <char*>trailer - run)
+            memset(trailer.sums, 0, sizeof(trailer.sums))
     trailer.check = trailer_check(trailer)
 
 
-cdef int seal_open(char* run, int slots, uint64_t place, uint64_t stamp, int parts, int* length,
+cdef int seal_open(char* run, int slots, uint64_t place, uint64_t stamp, const char* key, int parts, int* length,
                    uint64_t* sums) noexcept nogil:
-    cdef const Trailer* trailer = <const Trailer*>(run + slots * SLOT_BYTES - TRAILER_BYTES)
+    cdef Piece[2] pieces
+    cdef Trailer* trailer = <Trailer*>(run + slots * SLOT_BYTES - TRAILER_BYTES)
     if trailer.check != trailer_check(trailer):
         return -EBADMSG
     if trailer.place != place:
@@ -156,6 +177,10 @@ cdef int seal_open(char* run, int slots, uint64_t place, uint64_t stamp, int par
         return -ESTALE
     if trailer.length == 0 or seal_slots(<int>trailer.length) != slots:
         return -EBADMSG
+    if key != NULL:
+        both_pieces(pieces, run, <int>trailer.length, trailer)
+        if not cipher_decrypt(key, stamp, PACKED, pieces, 2, trailer.tag):
+            return -EBADMSG
     if not same_sums(run, <int>trailer.length, trailer.sums, parts):
         return -EBADMSG
     length[0] = <int>trailer.length
@@ -165,25 +190,46 @@ cdef int seal_open(char* run, int slots, uint64_t place, uint64_t stamp, int par
 
 # ---- raw folios ----
 
-cdef void seal_raw(const char* data, int bytes, uint64_t place, uint64_t stamp, uint64_t* words) noexcept nogil:
+cdef inline int part_bytes(int bytes, int at) noexcept nogil:
+    return bytes - at if bytes - at < PART_BYTES else PART_BYTES
+
+
+cdef void seal_raw(char* data, int bytes, uint64_t place, uint64_t stamp, const char* key,
+                   uint64_t* words) noexcept nogil:
+    cdef Piece piece
     cdef int part = 0, at = 0
     words[0] = stamp
     words[RAW_LENGTH] = bytes
     while at < bytes:
-        words[1 + part] = sum_bound(data + at, bytes - at if bytes - at < PART_BYTES else PART_BYTES, stamp,
-                                    place | <uint64_t>(OF_RAW + part) << 56)
+        if key == NULL:
+            words[1 + part] = sum_bound(data + at, part_bytes(bytes, at), stamp, place | <uint64_t>(OF_RAW + part) << 56)
+        else:
+            piece.source = data + at
+            piece.target = data + at
+            piece.bytes = part_bytes(bytes, at)
+            if not cipher_encrypt(key, stamp, part, &piece, 1, <char*>&words[1 + 2 * part]):
+                memset(data + at, 0, piece.bytes)   # as in seal_run
         at += PART_BYTES
         part += 1
 
 
-cdef int seal_open_raw(const char* data, int bytes, int part, uint64_t place, const uint64_t* words) noexcept nogil:
+cdef int seal_open_raw(char* data, int bytes, int part, uint64_t place, const char* key,
+                       const uint64_t* words) noexcept nogil:
+    cdef Piece piece
     cdef int at = 0, here = part if part >= 0 else 0
     if part < 0 and words[RAW_LENGTH] != <uint64_t>bytes:
         return -EBADMSG
     while at < bytes:
-        if words[1 + here] != sum_bound(data + at, bytes - at if bytes - at < PART_BYTES else PART_BYTES,
-                                        words[0], place | <uint64_t>(OF_RAW + here) << 56):
-            return -EBADMSG
+        if key == NULL:
+            if words[1 + here] != sum_bound(data + at, part_bytes(bytes, at), words[0],
+                                            place | <uint64_t>(OF_RAW + here) << 56):
+                return -EBADMSG
+        else:
+            piece.source = data + at
+            piece.target = data + at
+            piece.bytes = part_bytes(bytes, at)
+            if not cipher_decrypt(key, words[0], here, &piece, 1, <const char*>&words[1 + 2 * here]):
+                return -EBADMSG
         at += PART_BYTES
         here += 1
     return 0

@@ -80,6 +80,9 @@ cdef struct SwapSpace:
     int[MOST_DEVICES] inherited                 # it is an ancestor's
     int64_t[MOST_DEVICES] referred              # of those: slots that our ids have
     int64_t[MOST_DEVICES] kept                  # of ours: slots that we freed and other processes still refer to
+    char* keys                  # a page: of each file that is encrypted; NULL: there is none
+    bint[MOST_DEVICES] encrypted
+    bint encrypt                # what is opened from now on shall be
     int64_t[MOST_DEVICES] bytes_read
     int64_t[MOST_DEVICES] bytes_written
     bint untold                 # one was, and there was no memory to note which: so none is given out again
@@ -138,6 +141,8 @@ cdef struct SwapSpace:
 # design.
 cdef SwapSpace* space_new(const char* design, uint64_t address_space, uint64_t slots_bytes, int64_t bounce,
                           const HolderOps* holders, void* ctx) noexcept nogil
+# Swap files that are opened from now on are encrypted: 0, -ENOMEM, or -ENOSYS: there is no cipher.
+cdef int space_encrypt(SwapSpace* s) noexcept nogil
 # ---- swap files come and go with the gate closed, so that nobody else is in here ----
 # Takes the device over: its place, or -ENOMEM, -EMFILE (there are as many as can be), -EINVAL (the design has one only).
 # `directory`: where a forked process may make one of its own.

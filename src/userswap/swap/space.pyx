@@ -14,13 +14,16 @@ object in zswap, or a run of slots, under its mutex knows that the owner's id is
 """
 from libc.errno cimport (
     EAGAIN, EALREADY, EBADMSG, EBUSY, EDQUOT, EFAULT, EFBIG, EINTR, EINVAL, EIO, EMFILE, ENFILE, ENODEV, ENOENT, ENOMEM,
-    ENOSPC, ENXIO, ESTALE, EXDEV, errno,
+    ENOSPC, ENOSYS, ENXIO, ESTALE, EXDEV, errno,
 )
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset, strcpy, strerror, strlen
 
+from userswap.backends.cipher cimport (
+    KEY_BYTES, cipher_key, cipher_lock_page, cipher_page, cipher_ready, cipher_wipe,
+)
 from userswap.backends.codec cimport (
     FOLIO_BYTES, PACKED_BYTES, PART_BYTES, PARTS, PackedPart, Worker, codec_choose, codec_compress, codec_decompress,
     codec_give, codec_hash, codec_keep, codec_pack_parts, codec_part, codec_replace, codec_size,
@@ -255,7 +258,26 @@ cdef int space_swapon(SwapSpace* s, SwapFile* device, uint64_t limit, int priori
     return i
 
 
+cdef int space_encrypt(SwapSpace* s) noexcept nogil:
+    if not cipher_ready():
+        return -ENOSYS
+    if s.keys == NULL:
+        s.keys = cipher_page()
+        if s.keys == NULL:
+            return -ENOMEM
+    s.encrypt = True
+    return 0
+
+
+cdef inline const char* key_of(SwapSpace* s, int device) noexcept nogil:
+    return s.keys + device * KEY_BYTES if s.encrypted[device] else NULL
+
+
 cdef void take_number(SwapSpace* s, int number, SwapFile* device) noexcept nogil:
+    # Each file has a key of its own, from the moment it is opened: only this process writes to it.
+    s.encrypted[number] = s.encrypt
+    if s.encrypt and cipher_key(s.keys + number * KEY_BYTES) != 0:
+        swapfile_retire(device)         # the system gives no random numbers: nothing is written there
     s.shared[number] = NULL
     s.inherited[number] = False
     us_write(&s.referred[number], 0)
@@ -378,6 +400,8 @@ cdef void space_delete(SwapSpace* s) noexcept nogil:
             delete_device(s, i)
     if s.deferred != NULL:
         munmap(s.deferred, DEFERRED_BYTES)
+    if s.keys != NULL:
+        cipher_wipe(s.keys)
     if s.bounce != NULL:
         munmap(s.bounce, s.bounce_bytes)
     if s.incoming != NULL:
@@ -594,12 +618,13 @@ cdef void close_packed(SwapSpace* s, int device, int64_t slot, char* run, int le
     """A packed folio at the start of what will be written to these slots."""
     cdef uint64_t stamp = seal_stamp()
     swapfile_seals(s.devices[device], slot)[0] = stamp
-    seal_run(run, seal_slots(length), length, sums, seal_place(device, slot), stamp)
+    seal_run(run, seal_slots(length), length, sums, seal_place(device, slot), stamp, key_of(s, device))
 
 
-cdef void close_raw(SwapSpace* s, int device, int64_t slot, const char* data, int n) noexcept nogil:
+cdef void close_raw(SwapSpace* s, int device, int64_t slot, char* data, int n) noexcept nogil:
     """The same of a folio that is stored as it is, alone in RAW_SLOTS."""
-    seal_raw(data, n, seal_place(device, slot), seal_stamp(), swapfile_seals(s.devices[device], slot))
+    seal_raw(data, n, seal_place(device, slot), seal_stamp(), key_of(s, device),
+             swapfile_seals(s.devices[device], slot))
 
 
 cdef inline int raw_slots(int n) noexcept nogil:
@@ -624,6 +649,35 @@ cdef void close_run(SwapSpace* s, int device, int64_t slot, char* data, const Fo
         data += slots * SLOT_BYTES
 
 
+cdef int open_raw(SwapSpace* s, uint64_t entry, char* data, int n, int part) noexcept nogil:
+    cdef int device = slot_device(entry)
+    return seal_open_raw(data, n, part, seal_place(device, slot_offset(entry)), key_of(s, device),
+                         swapfile_seals(s.devices[device], slot_offset(entry)))
+
+
+cdef int open_packed(SwapSpace* s, uint64_t entry, char* run, int parts, int* length, uint64_t* sums) noexcept nogil:
+    cdef int device = slot_device(entry)
+    return seal_open(run, slot_count(entry), seal_place(device, slot_offset(entry)),
+                     swapfile_seals(s.devices[device], slot_offset(entry))[0], key_of(s, device), parts, length, sums)
+
+
+cdef void open_again(SwapSpace* s, int device, int64_t slot, char* data, const Folio* folios, int count) noexcept nogil:
+    """It could not be written: as it was before it was encrypted, for another device. (It was there a moment ago: whether
+    that works is not asked, as whoever loads it finds out by the sums.)"""
+    cdef uint64_t[PARTS] sums
+    cdef uint64_t entry
+    cdef int i, slots, length
+    for i in range(count):
+        slots = folio_slots(&folios[i])
+        entry = slot_make(device, slot, slots, folios[i].raw)
+        if folios[i].raw and slots == RAW_SLOTS:
+            open_raw(s, entry, data, folios[i].length, -1)
+        else:
+            open_packed(s, entry, data, 0, &length, sums)
+        slot += slots
+        data += slots * SLOT_BYTES
+
+
 cdef int write_to(SwapSpace* s, Place* place, char* data, int slots, const Folio* folios, int count,
                   int64_t* slot) noexcept nogil:
     """To one place: the number of its device, or -errno."""
@@ -643,6 +697,8 @@ cdef int write_to(SwapSpace* s, Place* place, char* data, int slots, const Folio
         us_write(&s.retry_at, 0)
         us_write(&s.device_error, 0)
         return device
+    if s.encrypted[device]:
+        open_again(s, device, slot[0], data, folios, count)
     swapfile_free(s.devices[device], slot[0], slots)
     # A page that the program has just thrown away (EFAULT) is no fault of the device.
     if error != -EFAULT:
@@ -677,18 +733,6 @@ cdef int run_write(SwapSpace* s, uint32_t tiers, int64_t below, char* data, cons
             if error == -ENODEV or got != -ENOSPC:
                 error = got
     return error
-
-
-cdef int open_raw(SwapSpace* s, uint64_t entry, const char* data, int n, int part) noexcept nogil:
-    cdef int device = slot_device(entry)
-    return seal_open_raw(data, n, part, seal_place(device, slot_offset(entry)),
-                         swapfile_seals(s.devices[device], slot_offset(entry)))
-
-
-cdef int open_packed(SwapSpace* s, uint64_t entry, char* run, int parts, int* length, uint64_t* sums) noexcept nogil:
-    cdef int device = slot_device(entry)
-    return seal_open(run, slot_count(entry), seal_place(device, slot_offset(entry)),
-                     swapfile_seals(s.devices[device], slot_offset(entry))[0], parts, length, sums)
 
 
 cdef int run_read(SwapSpace* s, uint64_t entry, char* buffer, int n, int part, int* length,
@@ -769,7 +813,7 @@ cdef void stored_in_slots(SwapSpace* s, int slots) noexcept nogil:
     us_add(&s.slot_stored, <int64_t>slots * SLOT_BYTES)
 
 
-cdef int write_at_home(SwapSpace* s, uint64_t home, const char* data, int n) noexcept nogil:
+cdef int write_at_home(SwapSpace* s, uint64_t home, char* data, int n) noexcept nogil:
     """What is at home is not packed, as in Linux. On failure the slots are free again."""
     cdef int error
     swapfile_take(s.devices[0], slot_offset(home), slot_count(home))
@@ -785,7 +829,7 @@ cdef int write_at_home(SwapSpace* s, uint64_t home, const char* data, int n) noe
     return error
 
 
-cdef uint64_t store_at_home(SwapSpace* s, const char* data, int n, uint64_t holder, int* error) noexcept nogil:
+cdef uint64_t store_at_home(SwapSpace* s, char* data, int n, uint64_t holder, int* error) noexcept nogil:
     """In the slot that the id is, for maps whose ids are slots: the id."""
     cdef uint64_t id
     cdef uint64_t ignored = 0
@@ -977,14 +1021,23 @@ cdef bint store_raw_run(SwapSpace* s, const void* data, int count, uint32_t tier
     """Whole folios in a row that do not compress: one write, from where they are. False: they go one by one."""
     cdef Folio[RUN_FOLIOS] folios
     cdef int64_t slot = 0
-    cdef int i, device = 0
+    cdef int i, device = 0, error
     if s.map.ops.bound or not device_usable(s):
         return False
     for i in range(count):
         folios[i].raw = True
         folios[i].length = FOLIO_BYTES
-    # The kernel can't fault on a page that the program threw away meanwhile: EFAULT, and one by one they are mended.
-    if run_write(s, tiers, ANY, <char*>data, folios, count, &device, &slot) != 0:
+    if s.encrypt:
+        # Not where the program's memory is, or may be again: in the buffer, if nobody gathers there just now.
+        if s.bounce == NULL or count * FOLIO_BYTES > s.bounce_bytes or not us_trylock(&s.writeback_lock):
+            return False
+        memcpy(s.bounce, data, count * FOLIO_BYTES)
+        error = run_write(s, tiers, ANY, s.bounce, folios, count, &device, &slot)
+        us_unlock(&s.writeback_lock)
+    else:
+        # The kernel can't fault on a page that the program threw away meanwhile: EFAULT, and one by one they are mended.
+        error = run_write(s, tiers, ANY, <char*>data, folios, count, &device, &slot)
+    if error:
         return False
     for i in range(count):
         leaving[i].entry = slot_make(device, slot + i * RAW_SLOTS, RAW_SLOTS, True)
@@ -2035,3 +2088,5 @@ cdef void space_inherit(SwapSpace* s) noexcept nogil:
     s.untold = False                    # nor do we give slots of its file out
     forget_ancestors(s)
     order_tiers(s)
+    if s.keys != NULL:
+        cipher_lock_page(s.keys)        # which a fork does not inherit
