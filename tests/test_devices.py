@@ -89,7 +89,9 @@ def test_several_specs(tmp_path: Path) -> None:
 
 def test_names_of_tiers() -> None:
     tiers = Tiers()
-    tiers.add([SwapSpec("/a", None), SwapSpec("/b", None, 10), SwapSpec("/c", None, 10, "fast"), SwapSpec("/d", None, -2)])
+    tiers.add(
+        [SwapSpec("/a", None), SwapSpec("/b", None, 10), SwapSpec("/c", None, 10, "fast"), SwapSpec("/d", None, -2)]
+    )
     assert [tiers.name(priority) for priority in (0, 10, -2)] == ["file", "fast", "file-2"]
     assert tiers.policy(None) == 511
     assert tiers.policy("zswap") == 1

@@ -1,4 +1,4 @@
-"""Encrypted swap files: nothing readable reaches the disk, whatever happens to the program; and what leaks in a core dump."""
+"""Encrypted swap files: nothing readable reaches the disk, whatever happens to the program, or into a core dump."""
 
 from __future__ import annotations
 

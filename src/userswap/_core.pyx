@@ -32,7 +32,8 @@ from userswap.native.us cimport us_add, us_debug, us_max, us_read, us_write
 from userswap.reclaim.reclaim cimport reclaim_ceiling, reclaim_used
 from userswap.reclaim.watch cimport Watch, watch_add, watch_delete, watch_machine, watch_new
 from userswap.swap.space cimport (
-    MOST_DEVICES, PLACE_DRAINING, PLACE_FREE, Moved, Place, SwapSpace, space_dedupe, space_encrypt, space_left, space_metadata,
+    MOST_DEVICES, PLACE_DRAINING, PLACE_FREE, Moved, Place, SwapSpace, space_dedupe, space_encrypt, space_left,
+    space_metadata,
     space_new, space_pool_bytes, space_slot_bytes, space_stored_bytes,
 )
 from userswap.errors import DataLost

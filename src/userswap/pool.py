@@ -25,7 +25,16 @@ from userswap.errors import (
 )  # fmt: skip
 from userswap.sizes import format_size, parse_size
 from userswap.swap.map import BOUND, DESIGN_NAMES, TRACED
-from userswap.swapfiles import OpenSwapFile, Specs, SwapSpec, identities, open_spec, parse_swap, parse_swaps, refuse_twice
+from userswap.swapfiles import (
+    OpenSwapFile,
+    Specs,
+    SwapSpec,
+    identities,
+    open_spec,
+    parse_swap,
+    parse_swaps,
+    refuse_twice,
+)
 from userswap.tiers import Tiers
 
 if TYPE_CHECKING:
@@ -523,9 +532,7 @@ class Pool:
         place = self._use(wanted, open_spec(wanted))
         return next(file for file in self._files() if file[0] == place)[1]
 
-    def swapoff(
-        self, path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None
-    ) -> None:
+    def swapoff(self, path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> None:
         """Empty a swap file and do without it, while the program runs; other threads are not held up.
 
         What is in it moves to other swap files, by priority, and what finds no room there to the compressed pool, as far

@@ -111,7 +111,9 @@ def parse_swap(text: str | os.PathLike[str] | None) -> SwapSpec | None:
     if named:
         tier, rest = named.groups()
         if tier in RESERVED:
-            raise TierError(f"--swap {spec} calls a tier {tier}, which means something else already: choose another name.")
+            raise TierError(
+                f"--swap {spec} calls a tier {tier}, which means something else already: choose another name."
+            )
     elif NEARLY_TIER.fullmatch(spec):
         raise TierError(
             f"--swap {spec} begins with what is no name of a tier: such a name begins with a small letter and has small "

@@ -1,6 +1,6 @@
 # Encryption of what goes to swap files: AES-256-GCM (ChaCha20-Poly1305 where the processor has no AES), by OpenSSL's
-# libcrypto, as it is on the machine. Contexts are made once: what runs in a fault's handler allocates nothing, and no key
-# stays in them, since they are OpenSSL's memory: it is in the caller's page alone, and in a context for one transfer.
+# libcrypto, as it is on the machine. Contexts are made once: what runs in a fault's handler allocates nothing, and no
+# key stays in them, since they are OpenSSL's memory: it is in the caller's page alone, and in a context for one transfer.
 from libc.stdint cimport uint32_t, uint64_t
 
 cdef enum:
@@ -16,8 +16,8 @@ cdef struct Piece:
 # 0, or -1: there is none that could be used. Once.
 cdef int cipher_load(const char* library) noexcept nogil
 cdef bint cipher_ready() noexcept nogil
-# A page of memory that is in no core dump and, if the system lets us, never swapped by the kernel; NULL: no memory. In a
-# forked child, again.
+# A page of memory that is in no core dump and, if the system lets us, never swapped by the kernel; NULL: no memory. In
+# a forked child, again.
 cdef char* cipher_page() noexcept nogil
 cdef void cipher_lock_page(char* page) noexcept nogil
 cdef void cipher_wipe(char* page) noexcept nogil

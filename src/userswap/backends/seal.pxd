@@ -1,6 +1,6 @@
 # Seals: is what was stored what comes back? Of a packed folio there is a sum for each part (with the header that all
-# parts need), made when it is packed and carried along wherever the folio goes; where it is, a check over these sums binds
-# them to that place. So a part is verified alone, a folio that moves is not read again, and damage on the way is never
+# parts need), made when it is packed and carried along wherever the folio goes; where it is, a check over these sums
+# binds them to that place. So a part is verified alone, a folio that moves is not read again, and damage on the way is never
 # sealed anew.
 #
 #   in zswap       packed bytes | sums | check                              bound to the handle
@@ -60,7 +60,8 @@ cdef int seal_open(char* run, int slots, uint64_t place, uint64_t stamp, const c
                    uint64_t* sums) noexcept nogil
 
 # ---- raw folios, whose seal is in RAM ----
-cdef void seal_raw(char* data, int bytes, uint64_t place, uint64_t stamp, const char* key, uint64_t* words) noexcept nogil
+cdef void seal_raw(char* data, int bytes, uint64_t place, uint64_t stamp, const char* key,
+                   uint64_t* words) noexcept nogil
 # A folio of `bytes`, or one part of it (`part` >= 0, the only one in `data`). 0 or -EBADMSG.
 cdef int seal_open_raw(char* data, int bytes, int part, uint64_t place, const char* key,
                        const uint64_t* words) noexcept nogil

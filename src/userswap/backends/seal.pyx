@@ -202,7 +202,8 @@ cdef void seal_raw(char* data, int bytes, uint64_t place, uint64_t stamp, const 
     words[RAW_LENGTH] = bytes
     while at < bytes:
         if key == NULL:
-            words[1 + part] = sum_bound(data + at, part_bytes(bytes, at), stamp, place | <uint64_t>(OF_RAW + part) << 56)
+            words[1 + part] = sum_bound(data + at, part_bytes(bytes, at), stamp,
+                                        place | <uint64_t>(OF_RAW + part) << 56)
         else:
             piece.source = data + at
             piece.target = data + at

@@ -15,7 +15,7 @@ __all__ = ["Parser", "main"]
 
 COMMANDS = {
     "run": "run a Python program in less memory than it needs",
-    "bench": "measure it here: userswap bench compare, faults, dedupe",
+    "bench": "measure it here: userswap bench compare, faults, dedupe, seal",
     "lab": "experiments with the swap layer: userswap lab compare, upstream, replay, system",
     "doctor": "say what this machine can do, what it can't, and how to mend it",
 }

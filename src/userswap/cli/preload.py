@@ -15,7 +15,17 @@ __all__ = ["MARK", "main", "split", "why_not"]
 
 # Set while the interpreter is executed anew: what LD_PRELOAD was, with a letter before it; empty if it was not set.
 MARK = "_USERSWAP_PRELOADED"
-OPTIONS_WITH_VALUE = ("--ram", "--swap", "--tiers", "--min-array", "--map", "--children", "--delivery", "--stats", "--trace")
+OPTIONS_WITH_VALUE = (
+    "--ram",
+    "--swap",
+    "--tiers",
+    "--min-array",
+    "--map",
+    "--children",
+    "--delivery",
+    "--stats",
+    "--trace",
+)
 # What LD_PRELOAD was, once the interpreter was executed anew.
 _before: list[str] = []
 

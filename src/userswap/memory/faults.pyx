@@ -63,8 +63,8 @@ from userswap.swap.kin cimport kin_after_fork, kin_before_fork, kin_generation, 
 from userswap.swap.map cimport HolderOps, SwapMap
 from userswap.swap.space cimport (
     RUN_FOLIOS, Moved, SwapSpace, space_before_fork, space_drain,
-    space_drain_some, space_has_device, space_inherit, space_lost, space_lost_at, space_owns, space_packed, space_swapoff,
-    space_swapon, swap_cached, swap_compact, swap_dup,
+    space_drain_some, space_has_device, space_inherit, space_lost, space_lost_at, space_owns, space_packed,
+    space_swapoff, space_swapon, swap_cached, swap_compact, swap_dup,
     swap_far, swap_fetch, swap_in, swap_in_part, swap_out, swap_out_parts, swap_out_run, swap_promote, swap_put,
     swap_same, swap_shared, swap_uncache, swap_unpack, swap_writeback,
 )

@@ -188,9 +188,10 @@ cdef void swap_out_run(SwapSpace* s, Worker* worker, const void* data, int count
 # zswap, the result hardly compresses): it has to leave as a whole.
 cdef uint64_t swap_out_parts(SwapSpace* s, Worker* worker, uint64_t id, const void* const* parts, CodecHint* hint,
                              uint64_t holder, bint cold, bint* updated) noexcept nogil
-# Loads the n bytes of an id into `data`: 0 or -errno (-EIO: the device says so; -EBADMSG, -ESTALE, -EXDEV: what is there
-# is not what was stored, see backends/seal; -ENXIO: it was in the swap file of an ancestor that is out of reach). The id keeps its copy and its count.
-# `folio`: the holder whose clean folio it becomes, for the swap cache; 0: it will be written.
+# Loads the n bytes of an id into `data`: 0 or -errno (-EIO: the device says so; -EBADMSG, -ESTALE, -EXDEV: what is
+# there is not what was stored, see backends/seal; -ENXIO: it was in the swap file of an ancestor that is out of
+# reach). The id keeps its copy and its count. `folio`: the holder whose clean folio it becomes, for the swap cache;
+# 0: it will be written.
 cdef int swap_in(SwapSpace* s, Worker* worker, uint64_t id, void* data, int n, uint64_t folio) noexcept nogil
 # One part of a whole folio, PART_BYTES.
 cdef int swap_in_part(SwapSpace* s, Worker* worker, uint64_t id, int part, void* data) noexcept nogil

@@ -34,10 +34,11 @@ from userswap.backends.seal cimport (
     seal_place, seal_raw, seal_run, seal_slots, seal_stamp, seal_sums, seal_total, seal_update,
 )
 from userswap.backends.swapfile cimport (
-    IO_OPEN, CLUSTER_SLOTS, SLOT_BYTES, SwapFile, iovec, swapfile_alloc, swapfile_clusters, swapfile_collect, swapfile_copy,
-    swapfile_delete, swapfile_free, swapfile_metadata, swapfile_name, swapfile_new, swapfile_oldest, swapfile_owner,
-    swapfile_punch, swapfile_read, swapfile_refused, swapfile_retire, swapfile_retired, swapfile_scatter, swapfile_seals,
-    swapfile_set_owner, swapfile_slots, swapfile_take, swapfile_tidy, swapfile_used, swapfile_words, swapfile_write,
+    CLUSTER_SLOTS, IO_OPEN, SLOT_BYTES, SwapFile, iovec, swapfile_alloc, swapfile_clusters, swapfile_collect,
+    swapfile_copy, swapfile_delete, swapfile_free, swapfile_metadata, swapfile_name, swapfile_new, swapfile_oldest,
+    swapfile_owner, swapfile_punch, swapfile_read, swapfile_refused, swapfile_retire, swapfile_retired,
+    swapfile_scatter, swapfile_seals, swapfile_set_owner, swapfile_slots, swapfile_take, swapfile_tidy,
+    swapfile_used, swapfile_words, swapfile_write,
 )
 from userswap.backends.zswap cimport (
     zswap_alloc, zswap_bytes, zswap_churn, zswap_cold, zswap_coldest, zswap_compact, zswap_delete, zswap_free,
@@ -52,7 +53,7 @@ from userswap.native.mman cimport (
 )
 from userswap.native.sum cimport sum_start
 from userswap.native.us cimport (
-    us_add, us_assert, us_chaos, us_load, us_lock, us_now, us_read, us_store, us_trylock, us_unlock, us_write,
+    us_add, us_chaos, us_load, us_lock, us_now, us_read, us_store, us_trylock, us_unlock, us_write,
 )
 from userswap.swap.dedupe cimport DEDUPE_WAYS, dedupe_add, dedupe_close, dedupe_find, dedupe_open
 from userswap.swap.entry cimport (
@@ -597,7 +598,9 @@ cdef bint device_usable(SwapSpace* s) noexcept nogil:
     for i in range(s.tier_count):
         for j in range(s.tiers[i].count):
             device = us_read(&s.places[s.tiers[i].places[j]].device)
-            if may_write(s, &s.places[s.tiers[i].places[j]]) and (device < 0 or not swapfile_retired(s.devices[device])):
+            if device >= 0 and swapfile_retired(s.devices[device]):
+                continue
+            if may_write(s, &s.places[s.tiers[i].places[j]]):
                 return True
     return False
 
@@ -614,7 +617,8 @@ cdef bint above(SwapSpace* s, const Tier* tier, int percent) noexcept nogil:
     return used > most // 100 * percent
 
 
-cdef void close_packed(SwapSpace* s, int device, int64_t slot, char* run, int length, const uint64_t* sums) noexcept nogil:
+cdef void close_packed(SwapSpace* s, int device, int64_t slot, char* run, int length,
+                       const uint64_t* sums) noexcept nogil:
     """A packed folio at the start of what will be written to these slots."""
     cdef uint64_t stamp = seal_stamp()
     swapfile_seals(s.devices[device], slot)[0] = stamp
@@ -662,8 +666,8 @@ cdef int open_packed(SwapSpace* s, uint64_t entry, char* run, int parts, int* le
 
 
 cdef void open_again(SwapSpace* s, int device, int64_t slot, char* data, const Folio* folios, int count) noexcept nogil:
-    """It could not be written: as it was before it was encrypted, for another device. (It was there a moment ago: whether
-    that works is not asked, as whoever loads it finds out by the sums.)"""
+    """It could not be written: as it was before it was encrypted, for another device. (It was there a moment ago:
+    whether that works is not asked, as whoever loads it finds out by the sums.)"""
     cdef uint64_t[PARTS] sums
     cdef uint64_t entry
     cdef int i, slots, length
@@ -708,8 +712,8 @@ cdef int write_to(SwapSpace* s, Place* place, char* data, int slots, const Folio
 
 cdef int run_write(SwapSpace* s, uint32_t tiers, int64_t below, char* data, const Folio* folios, int count, int* device,
                    int64_t* slot) noexcept nogil:
-    """Seals folios that are in a row and stores them as one run of slots in a swap file: of these tiers, of a priority below
-    this one. Higher priorities first, equal ones by turns; of one that is full, the next. 0, or -errno: -ENODEV if none
+    """Seals folios that are in a row and stores them as one run of slots in a swap file: of these tiers, of a priority
+    below this one. Higher priorities first, equal ones by turns; of one that is full, the next. 0, or -errno: -ENODEV if none
     may be used at all. What is behind a packed folio in its last slot is written over."""
     cdef int error = -ENODEV, slots = 0, got, first, i, t
     cdef Tier* tier
@@ -892,8 +896,8 @@ cdef uint32_t tiers_of(SwapSpace* s, uint64_t entry) noexcept nogil:
 
 cdef bint stored_alike(SwapSpace* s, Worker* worker, uint64_t entry, const void* bytes, int length,
                        bint raw, uint32_t tiers) noexcept nogil:
-    """Whether a locked entry's storage holds exactly these bytes, packed ones, or a folio as it is; and whoever reads it
-    later will get them, as its seal is good; for the same tiers."""
+    """Whether a locked entry's storage holds exactly these bytes, packed ones, or a folio as it is; and whoever reads
+    it later will get them, as its seal is good; for the same tiers."""
     cdef uint32_t total
     cdef const char* memory
     cdef int n = 0
@@ -1035,7 +1039,8 @@ cdef bint store_raw_run(SwapSpace* s, const void* data, int count, uint32_t tier
         error = run_write(s, tiers, ANY, s.bounce, folios, count, &device, &slot)
         us_unlock(&s.writeback_lock)
     else:
-        # The kernel can't fault on a page that the program threw away meanwhile: EFAULT, and one by one they are mended.
+        # The kernel can't fault on a page that the program threw away meanwhile: EFAULT, and one by one they are
+        # mended.
         error = run_write(s, tiers, ANY, <char*>data, folios, count, &device, &slot)
     if error:
         return False
@@ -1068,8 +1073,8 @@ cdef void write_gathered(SwapSpace* s, uint32_t tiers, Leaving* leaving, const i
 
 cdef int gather(SwapSpace* s, Worker* worker, uint32_t tiers, Leaving* leaving, int i, int* which, int count,
                 int64_t* bytes) noexcept nogil:
-    """Folio i is in worker.packed and goes to a file: with the others that are gathered (by who has the lock), if it has
-    room there. How many are gathered now."""
+    """Folio i is in worker.packed and goes to a file: with the others that are gathered (by who has the lock), if it
+    has room there. How many are gathered now."""
     cdef int64_t needed = seal_slots(leaving[i].packed) * SLOT_BYTES
     if s.bounce != NULL and bytes[0] + needed > s.bounce_bytes:
         write_gathered(s, tiers, leaving, which, count)
@@ -1529,8 +1534,8 @@ cdef int64_t swap_compact(SwapSpace* s, int percent, int64_t effort) noexcept no
 
 
 cdef int write_group(SwapSpace* s, int count, uint32_t tiers, int64_t* moved) noexcept nogil:
-    """Writes those of the locked objects that `picked` names to one run of slots and points their owners there. On failure
-    everything is as before, and so is an object that is not what it was: it gets no fresh seal in the file. -EBADMSG:
+    """Writes those of the locked objects that `picked` names to one run of slots and points their owners there. On
+    failure everything is as before, and so is an object that is not what it was: it gets no fresh seal in the file. -EBADMSG:
     none is."""
     cdef uint32_t total
     cdef const char* packed
@@ -1707,7 +1712,7 @@ cdef void settle(Mover* m, int i, uint64_t fresh) noexcept nogil:
 
 
 cdef bint send(Mover* m, int first, int count) noexcept nogil:
-    """Some of the picked runs, which are in `incoming`, to one run of slots of another file. False: there is no room."""
+    """Some of the picked runs, which are in `incoming`, to a run of slots of another file. False: there is no room."""
     cdef SwapSpace* s = m.s
     cdef int64_t at = 0, slot = 0, length
     cdef uint64_t entry
@@ -1795,8 +1800,8 @@ cdef int open_incoming(Mover* m, int i) noexcept nogil:
 
 
 cdef void fetch_runs(Mover* m, int first, int end) noexcept nogil:
-    """Reads the runs first .. end - 1, in a row but for small gaps, to their places in `incoming`, and verifies them. What
-    can't be had, when it is asked for alone, is unlocked, and not `left`."""
+    """Reads the runs first .. end - 1, in a row but for small gaps, to their places in `incoming`, and verifies them.
+    What can't be had, when it is asked for alone, is unlocked, and not `left`."""
     cdef SwapSpace* s = m.s
     cdef int64_t start = <int64_t>s.moving[first], base = <int64_t>s.moving[0]
     cdef int64_t length = <int64_t>s.moving[end - 1] - start + run_bytes(s.owners[end - 1]) // SLOT_BYTES
@@ -1823,8 +1828,8 @@ cdef void fetch_runs(Mover* m, int first, int end) noexcept nogil:
 
 
 cdef bint move_some(Mover* m, uint32_t cluster, uint32_t* at) noexcept nogil:
-    """Some of a cluster's runs from `at` on, as many as `incoming` takes. With the writeback lock. Whether there are more
-    in it."""
+    """Some of a cluster's runs from `at` on, as many as `incoming` takes. With the writeback lock. Whether there are
+    more in it."""
     cdef SwapSpace* s = m.s
     cdef int64_t busy = 0, end
     cdef int i, first, n, count
