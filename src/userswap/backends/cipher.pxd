@@ -1,6 +1,7 @@
 # Encryption of what goes to swap files: AES-256-GCM (ChaCha20-Poly1305 where the processor has no AES), by OpenSSL's
 # libcrypto, as it is on the machine. Contexts are made once: what runs in a fault's handler allocates nothing, and no
-# key stays in them, since they are OpenSSL's memory: it is in the caller's page alone, and in a context for one transfer.
+# key stays in them, since they are OpenSSL's memory: it is in the caller's page alone, and in a context for
+# one transfer.
 from libc.stdint cimport uint32_t, uint64_t
 
 cdef enum:

@@ -2,7 +2,8 @@
 
 Touches what it is handed, and its contexts. Why a nonce is never used twice with a key: a key belongs to one swap file,
 drawn when this process opened it, and only this process writes to that file (a forked child opens its own, with a key
-of its own, and reads its parent's). A nonce is the stamp of a seal and the number of a part, and a stamp is taken from one
+of its own, and reads its parent's). A nonce is the stamp of a seal and the number of a part, and a stamp is taken
+from one
 counter of the process for each folio that is written, also when it is written again because another device was full.
 """
 from libc.errno cimport EINTR, errno

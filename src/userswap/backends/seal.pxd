@@ -1,7 +1,7 @@
 # Seals: is what was stored what comes back? Of a packed folio there is a sum for each part (with the header that all
 # parts need), made when it is packed and carried along wherever the folio goes; where it is, a check over these sums
-# binds them to that place. So a part is verified alone, a folio that moves is not read again, and damage on the way is never
-# sealed anew.
+# binds them to that place. So a part is verified alone, a folio that moves is not read again, and damage on the way
+# is never sealed anew.
 #
 #   in zswap       packed bytes | sums | check                              bound to the handle
 #   in slots       packed bytes | zeros | sums | tag | stamp | place | length | check

@@ -713,8 +713,8 @@ cdef int write_to(SwapSpace* s, Place* place, char* data, int slots, const Folio
 cdef int run_write(SwapSpace* s, uint32_t tiers, int64_t below, char* data, const Folio* folios, int count, int* device,
                    int64_t* slot) noexcept nogil:
     """Seals folios that are in a row and stores them as one run of slots in a swap file: of these tiers, of a priority
-    below this one. Higher priorities first, equal ones by turns; of one that is full, the next. 0, or -errno: -ENODEV if none
-    may be used at all. What is behind a packed folio in its last slot is written over."""
+    below this one. Higher priorities first, equal ones by turns; of one that is full, the next. 0, or -errno: -ENODEV
+    if none may be used at all. What is behind a packed folio in its last slot is written over."""
     cdef int error = -ENODEV, slots = 0, got, first, i, t
     cdef Tier* tier
     for i in range(count):
@@ -1535,8 +1535,8 @@ cdef int64_t swap_compact(SwapSpace* s, int percent, int64_t effort) noexcept no
 
 cdef int write_group(SwapSpace* s, int count, uint32_t tiers, int64_t* moved) noexcept nogil:
     """Writes those of the locked objects that `picked` names to one run of slots and points their owners there. On
-    failure everything is as before, and so is an object that is not what it was: it gets no fresh seal in the file. -EBADMSG:
-    none is."""
+    failure everything is as before, and so is an object that is not what it was: it gets no fresh seal in the
+    file. -EBADMSG: none is."""
     cdef uint32_t total
     cdef const char* packed
     cdef int64_t at = 0, slot = 0
