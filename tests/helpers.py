@@ -25,8 +25,11 @@ DELIVERY = os.environ.get("USERSWAP_DELIVERY", "auto")
 
 
 def fresh_pool(ram: str = LEAST, **options: Any) -> userswap.Pool:
-    """A pool of nearly the least budget. USERSWAP_MAP in the environment names another design of the swap map."""
+    """A pool of nearly the least budget. USERSWAP_MAP in the environment names another design of the swap map,
+    USERSWAP_ENCRYPT=1 encrypts swap files."""
     design = os.environ.get("USERSWAP_MAP", "on_demand")
+    if "USERSWAP_ENCRYPT" in os.environ:
+        options.setdefault("encrypt", os.environ["USERSWAP_ENCRYPT"] == "1")
     if design in BOUND:
         # Takes memory for every slot, so the file must not be as large as the disk is; and it can't do without one.
         options.setdefault("swap", f"{tempfile.gettempdir()}:512MiB")

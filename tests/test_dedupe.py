@@ -173,14 +173,14 @@ def test_incompressible_neighbours_leave_as_one_large_folio() -> None:
     pool.evict()
     stats = check_pool(pool)
     assert pool._core.stats()["runs"] >= 3
-    assert stats.slot_bytes == 64 * FOLIO + 8192
+    assert stats.slot_bytes == 64 * FOLIO + 12288
     x[3 * FOLIO] = plain[3 * FOLIO] ^ 1  # a write to one of a run: the others' slots stay
     plain[3 * FOLIO] ^= 1
-    assert check_pool(pool).slot_bytes == 63 * FOLIO + 8192
+    assert check_pool(pool).slot_bytes == 63 * FOLIO + 12288
     for i in (12, 11, 10):  # not forwards: each comes alone, and dirty
         plain[i * FOLIO] ^= 1
         x[i * FOLIO] = plain[i * FOLIO]
-    assert check_pool(pool).slot_bytes == 60 * FOLIO + 8192
+    assert check_pool(pool).slot_bytes == 60 * FOLIO + 12288
     assert np.array_equal(x, plain)
     pool.evict()
     assert np.array_equal(x, plain)

@@ -182,7 +182,7 @@ def test_writeback_takes_the_short_runs_that_are_left(tmp_path: Path) -> None:
 def test_what_zswap_has_no_address_space_for_goes_to_slots_packed(tmp_path: Path) -> None:
     fd = os.open(tmp_path, os.O_TMPFILE | os.O_RDWR)
     core = _core.Core(
-        limit=64 * MIB, design="sparse", address_space=2 * MIB, slots_bytes=0, hard=False, dedupe=True,
+        limit=64 * MIB, design="sparse", address_space=2 * MIB, slots_bytes=0, hard=False, encrypt=False, dedupe=True,
         background=False, apart=False,
     )  # fmt: skip
     core.swapon(fd, 64 * MIB, "here", "", 0, 1)

@@ -199,7 +199,7 @@ def test_a_buffer_that_cannot_be_brought_back_fails_the_call(tmp_path: Path, cap
     assert np.array_equal(np.fromfile(tmp_path / "g", np.uint8), data("walk", 4 * FOLIO, 2))
     text = capfd.readouterr().err
     assert "folio 0 of the region at 0x" in text
-    assert f"can't be brought back from {tmp_path}/swap: Input/output error. The system call fails." in text
+    assert f"can't be brought back from {tmp_path}/swap: Input/output error (slot 0). The call fails." in text
     after = check_pool(pool)
     assert after.resident_bytes == before.resident_bytes + 4 * FOLIO, "only `other` is in place"
     assert after.swapped_bytes == 4 * FOLIO

@@ -13,6 +13,7 @@ says what this machine can do.
 from userswap.errors import (
     BadSize,
     BudgetError,
+    DataLost,
     DeliveryError,
     MapDesignError,
     SwapOffError,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BadSize",
     "BudgetError",
+    "DataLost",
     "DeliveryError",
     "Installation",
     "MapDesignError",

@@ -5,17 +5,18 @@ Errors of the rooms below are return codes; here they become exceptions.
 import os
 
 from cpython.buffer cimport PyBUF_FULL_RO, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
-from libc.errno cimport EINVAL, ENOMEM
+from libc.errno cimport EINVAL, EIO, ENOMEM
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from userswap.backends.codec cimport FOLIO_BYTES, codec_metadata
-from userswap.backends.swapfile cimport SwapFile, swapfile_delete, swapfile_new
+from userswap.backends.swapfile cimport SwapFile, swapfile_delete, swapfile_new, swapfile_retired
+from userswap.backends.zswap cimport zswap_mapping
 from userswap.memory.ahead cimport ahead_may, ahead_rest
 from userswap.memory.faults cimport (
     faults_install, memory_background, memory_check, memory_compact, memory_evict, memory_fit, memory_holders,
-    memory_drain, memory_drain_some, memory_hold, memory_let_go, memory_pin, memory_pool_close, memory_shrink,
-    memory_snapshot, memory_swapoff, memory_swapon, memory_unpin, memory_writeback, pool_bind,
+    memory_drain, memory_drain_some, memory_hold, memory_let_go, memory_loss, memory_pin, memory_pool_close,
+    memory_shrink, memory_snapshot, memory_swapoff, memory_swapon, memory_unpin, memory_writeback, pool_bind,
 )
 from userswap.memory.frames cimport (
     BY_SEGV, BY_SIGNAL, BY_THREAD, frames_choose, frames_delivery, frames_forbid_move, frames_probe,
@@ -32,9 +33,11 @@ from userswap.native.us cimport us_add, us_debug, us_max, us_read, us_write
 from userswap.reclaim.reclaim cimport reclaim_ceiling, reclaim_used
 from userswap.reclaim.watch cimport Watch, watch_add, watch_delete, watch_machine, watch_new
 from userswap.swap.space cimport (
-    MOST_DEVICES, PLACE_DRAINING, PLACE_FREE, Moved, Place, SwapSpace, space_dedupe, space_left, space_metadata,
+    MOST_DEVICES, PLACE_DRAINING, PLACE_FREE, Moved, Place, SwapSpace, space_dedupe, space_encrypt, space_left,
+    space_metadata,
     space_new, space_pool_bytes, space_slot_bytes, space_stored_bytes,
 )
+from userswap.errors import DataLost
 from userswap.swap.traced cimport traced_events
 
 cdef extern from "Python.h":
@@ -127,6 +130,15 @@ def rest() -> None:
         ahead_rest()
 
 
+cdef lost(int64_t error):
+    """The exception for what the memory room says."""
+    cdef char[768] text
+    if error != -EIO:
+        return OSError(-error, os.strerror(-error))
+    memory_loss(text, sizeof(text))
+    return DataLost(EIO, text.decode(errors="replace").strip().removeprefix("userswap: "))
+
+
 def debug_build() -> bool:
     """Whether this build has assertions and injected delays."""
     return us_debug()
@@ -145,10 +157,10 @@ cdef class Core:
     """A pool: its budget, its swap space, its regions. Lives on behind its regions after `close`."""
 
     def __cinit__(self, *, limit: int, design: str, address_space: int, slots_bytes: int, hard: bool, dedupe: bool,
-                  background: bool, apart: bool):
+                  background: bool, apart: bool, encrypt: bool):
         """`limit`: bytes. `slots_bytes`: of the swap file, for a design whose ids are its slots. `dedupe`: store
         identical folios once. `background`: let a thread of ours work while the program computes. `apart`: forked
-        children have a whole budget each."""
+        children have a whole budget each. `encrypt`: swap files; the cipher has been found."""
         cdef SwapSpace* space = NULL
         cdef int64_t bounce = min(1 << 20, max(128 << 10, limit // 64)) // 4096 * 4096
         chosen = design.encode()
@@ -158,6 +170,8 @@ cdef class Core:
         if space == NULL:
             raise MemoryError("no memory for a pool, or no address space for the compressed one")
         pool_bind(self.pool, space)
+        if encrypt and space_encrypt(space) != 0:
+            raise MemoryError("no memory for the keys of swap files, or no cipher")
         if dedupe and space_dedupe(space, limit) != 0:
             raise MemoryError("no memory for the index of identical folios")
         self.pool.reclaim.hard = hard
@@ -207,7 +221,7 @@ cdef class Core:
         return place
 
     def swaps(self) -> list[tuple[int, int, int, int, int, int]]:
-        """Of each place: its number, whether it is being emptied, and bytes: limit, in use, read, written."""
+        """Of each place: its number, its state, whether it is encrypted, and bytes: limit, in use, read, written."""
         cdef MemoryPool* p = self.alive()
         cdef Place* place
         cdef int i
@@ -219,7 +233,9 @@ cdef class Core:
             if place.state != PLACE_FREE:
                 device = us_read(&place.device)
                 found.append((
-                    i, place.state == PLACE_DRAINING, place.limit, space_left(p.swap, i),
+                    i, "draining" if place.state == PLACE_DRAINING else
+                    "retired" if device >= 0 and swapfile_retired(p.swap.devices[device]) else "on",
+                    p.swap.encrypted[device] if device >= 0 else p.swap.encrypt, place.limit, space_left(p.swap, i),
                     us_read(&p.swap.bytes_read[device]) if device >= 0 else 0,
                     us_read(&p.swap.bytes_written[device]) if device >= 0 else 0,
                 ))
@@ -381,12 +397,23 @@ cdef class Core:
             memory_pool_close(p)
         return done
 
+    def compressed(self) -> tuple[int, int]:
+        """Address and length of zswap's mapping as far as it was ever used; for tests, which damage it."""
+        cdef uint64_t length = 0
+        cdef char* start = zswap_mapping(self.alive().swap.zswap, &length)
+        return <uint64_t>start, length
+
+    def key_page(self) -> int:
+        """Address of the page with the keys of swap files, 0 if there is none; for tests."""
+        return <uint64_t>self.alive().swap.keys
+
     def snapshot(self, source: int, target: int) -> None:
         """Give the region that starts at `target`, which is fresh, the content of the one at `source`.
 
         Raises:
             ValueError: they are not two regions of this pool, of the same size.
-            OSError: part of the source can't be had, or there is no memory.
+            DataLost: part of the source can't be had.
+            OSError: there is no memory.
         """
         cdef MemoryPool* p = self.alive()
         cdef uint64_t start = source, copy = target
@@ -398,7 +425,7 @@ cdef class Core:
         if error == -EINVAL:
             raise ValueError("a snapshot is of a region of this pool, into a fresh one of the same size")
         if error:
-            raise OSError(-error, os.strerror(-error))
+            raise lost(error)
 
     def region(self, address: int) -> tuple[int, int] | None:
         """Start and length, bytes, of the region of this pool that the byte at `address` is in."""
@@ -604,7 +631,7 @@ cdef class Span:
 
         Raises:
             TooMuch: of the pool's budget too much would be pinned.
-            OSError: swapped data can't be had.
+            DataLost: swapped data can't be had.
         """
         cdef Region* region = region_at(self.start)
         cdef int64_t error, most
@@ -619,7 +646,7 @@ cdef class Span:
             error = self.hold()
         if error:
             us_add(&region.pool.pinned, -self.length)
-            raise OSError(-error, os.strerror(-error))
+            raise lost(error)
         self.pid = getpid()
 
     def unpin(self) -> None:

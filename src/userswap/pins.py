@@ -97,7 +97,7 @@ def pin(*arrays: object) -> Pin:
     Raises:
         TypeError: something that is neither.
         BudgetError: three quarters of a pool's budget would be exceeded by what is pinned (raised by the `with`).
-        OSError: swapped data can't be had.
+        DataLost: swapped data can't be had.
 
     Example:
         >>> with userswap.pin(x):

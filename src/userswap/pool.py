@@ -62,6 +62,8 @@ LEAST_ARRAY = 4096
 MOST_WAITS = 3000  # of 10 ms, for what a swapoff can't get at
 LEAST_RESIDENT = 8 << 20
 BUDGET = "the budget (ram)"
+# Unless it is asked for: see docs/performance.md for why.
+ENCRYPT = False
 _start_lock = threading.Lock()
 _watched: list[bool] = []  # forks, from the first pool on
 _numbers = itertools.count(1)
@@ -401,6 +403,8 @@ class Pool:
             compressed memory in RAM. None: to all that there are.
         min_array: from which size on `install` lets arrays live here.
         hard: end the program rather than exceed the budget when nothing is left to do.
+        encrypt: what goes to swap files is encrypted (AES-256-GCM, by libcrypto), with keys that are in this process's
+            memory only. By default it is not: see docs/performance.md for what it costs.
         dedupe: store identical folios once; costs a hash of what is swapped out, and 8 bytes for each 16 KiB of budget.
         map_design: which design of the swap map to use, one of ``userswap.swap.map.DESIGN_NAMES``.
         children: "share": this process and those that are forked from it keep to the budget together; "own": each has
@@ -436,6 +440,7 @@ class Pool:
         min_array: int | str = "1MiB",
         hard: bool = False,
         dedupe: bool = True,
+        encrypt: bool | None = None,
         map_design: str = "on_demand",
         children: str = "share",
         delivery: str = "auto",
@@ -469,6 +474,7 @@ class Pool:
                 slots_bytes=files[0][1].limit if self._bound else 0,
                 hard=hard,
                 dedupe=dedupe,
+                encrypt=_encrypts(encrypt, bool(specs)),
                 # USERSWAP_READAHEAD=0: no thread of ours, to see what it does.
                 apart=children == "own",
                 background=len(os.sched_getaffinity(0)) > 1 and os.environ.get("USERSWAP_READAHEAD") != "0",
@@ -658,7 +664,7 @@ class Pool:
     def _files(self) -> list[tuple[int, SwapFileStats]]:
         self._open_or_raise()
         files = []
-        for number, draining, limit, used, read, written in self._core.swaps():
+        for number, state, encrypted, limit, used, read, written in self._core.swaps():
             place = self._places.get(number)
             if place is None:
                 continue
@@ -666,8 +672,8 @@ class Pool:
             files.append((
                 number,
                 SwapFileStats(
-                    place.name, self._tiers.name(priority), priority, limit, used, "draining" if draining else "on",
-                    False, place.direct, read, written,
+                    place.name, self._tiers.name(priority), priority, limit, used, state, encrypted, place.direct,
+                    read, written,
                 ),
             ))  # fmt: skip
         return sorted(files, key=lambda file: (-file[1].priority, file[0]))
@@ -747,7 +753,7 @@ class Pool:
         Raises:
             ValueError: the array does not live in this pool, or holds Python objects; or the pool is closed.
             MemoryError: no address space.
-            OSError: swapped data can't be had; the array itself is as it was.
+            DataLost: swapped data can't be had; the array itself is as it was.
 
         Example:
             >>> before = pool.snapshot(x)
@@ -821,6 +827,22 @@ class Pool:
 _installed: list[Installation] = []
 
 
+def _encrypts(wanted: bool | None, files: bool) -> bool:
+    """Whether swap files are encrypted; UnsupportedError if they shall be and can't."""
+    if not (ENCRYPT if wanted is None else wanted):
+        return False
+    from userswap.backends import cipher
+
+    if cipher.start() is not None:
+        return True
+    if wanted is None:
+        return False
+    raise UnsupportedError(
+        "Swap files can't be encrypted here: there is no libcrypto of OpenSSL 3. Install it (apt-get install libssl3), or "
+        "go without (encrypt=False, --no-encrypt)."
+    )
+
+
 class Installation:
     """What `install` returns: ends with a ``with`` block or `uninstall`. Nested ones: the innermost counts."""
 
@@ -862,6 +884,7 @@ def install(
     min_array: int | str = "1MiB",
     hard: bool = False,
     dedupe: bool = True,
+    encrypt: bool | None = None,
     map_design: str = "on_demand",
     children: str = "share",
     delivery: str = "auto",
@@ -875,8 +898,8 @@ def install(
     Args and errors are those of `Pool`.
     """
     pool = Pool(
-        ram, swap, tiers=tiers, min_array=min_array, hard=hard, dedupe=dedupe, map_design=map_design, children=children,
-        delivery=delivery, control=control,
+        ram, swap, tiers=tiers, min_array=min_array, hard=hard, dedupe=dedupe, encrypt=encrypt, map_design=map_design,
+        children=children, delivery=delivery, control=control,
     )  # fmt: skip
     return Installation(pool, pool.min_array)
 

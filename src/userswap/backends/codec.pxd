@@ -17,6 +17,7 @@ cdef struct Worker:
     void* compressors[RECIPES]
     void* decompressor
     int loaded                  # bytes of `packed` that a swap-in has just read from a slot, else 0 (see swap_promote)
+    uint64_t[PARTS] sums        # and their sums (backends/seal)
     Worker* next
 
 # A part packed by itself; PART_BYTES long: as it is.
@@ -58,3 +59,6 @@ cdef uint64_t codec_hash(const void* data, int n) noexcept nogil
 cdef int codec_size(const void* packed, int length) noexcept nogil
 # How long it is packed, of at most `length` bytes; -1: it is not whole.
 cdef int codec_length(const void* packed, int length) noexcept nogil
+# Where a packed folio's parts begin, behind a header that all of them need: PARTS places and the end of the last.
+# False: it has none that could be had by themselves.
+cdef bint codec_bounds(const void* packed, int length, int* bounds) noexcept nogil

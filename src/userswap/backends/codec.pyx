@@ -355,14 +355,20 @@ cdef int codec_part(Worker* worker, const void* packed, int length, int part, vo
     return 0
 
 
+cdef inline bint has_blocks(const Chunk* chunk, int length) noexcept nogil:
+    """Of a whole folio, one to a part, compressed."""
+    return (length >= <int>sizeof(Chunk) and chunk.version == CHUNK_VERSION
+            and chunk.flags & CHUNK_EXTENDED == CHUNK_EXTENDED and not chunk.flags & CHUNK_MEMCPYED
+            and not chunk.flags2 and not chunk.flags3 and chunk.bytes == FOLIO_BYTES
+            and chunk.block_bytes == PART_BYTES and chunk.packed_bytes <= length)
+
+
 cdef int cut_part(const void* packed, int length, int part, char* target) noexcept nogil:
     """One block of a chunk, made a chunk of its own as it is: its length. 0: the chunk has no such blocks."""
     cdef const Chunk* chunk = <const Chunk*>packed
     cdef Chunk* cut = <Chunk*>target
     cdef int start, end
-    if (length < <int>sizeof(Chunk) or chunk.version != CHUNK_VERSION or chunk.flags & CHUNK_EXTENDED != CHUNK_EXTENDED
-            or chunk.flags & CHUNK_MEMCPYED or chunk.flags2 or chunk.flags3 or chunk.bytes != FOLIO_BYTES
-            or chunk.block_bytes != PART_BYTES or chunk.packed_bytes > length):
+    if not has_blocks(chunk, length):
         return 0
     start = chunk.blocks[part]
     end = chunk.blocks[part + 1] if part + 1 < PARTS else chunk.packed_bytes
@@ -475,6 +481,26 @@ cdef void codec_spread(Worker* worker, int length, int room) noexcept nogil:
         memmove(worker.packed + end + shift, worker.packed + end, stored)
         memset(worker.packed + end + shift + stored, 0, more[part])
         header.lengths[part] = <uint16_t>(stored + more[part])
+
+
+cdef bint codec_bounds(const void* packed, int length, int* bounds) noexcept nogil:
+    cdef const Chunk* chunk = <const Chunk*>packed
+    cdef int part
+    if in_parts(packed, length):
+        bounds[0] = sizeof(Parts)
+        for part in range(PARTS):
+            bounds[part + 1] = bounds[part] + (<const Parts*>packed).lengths[part]
+        return bounds[PARTS] <= length
+    if not has_blocks(chunk, length):
+        return False
+    for part in range(PARTS):
+        bounds[part] = chunk.blocks[part]
+    bounds[PARTS] = chunk.packed_bytes
+    for part in range(PARTS):
+        # In another order, as several threads leave them, or none at all.
+        if bounds[part + 1] <= bounds[part]:
+            return False
+    return bounds[0] >= <int>sizeof(Chunk)
 
 
 cdef uint64_t codec_hash(const void* data, int n) noexcept nogil:

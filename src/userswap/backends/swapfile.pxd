@@ -20,6 +20,17 @@ cdef SwapFile* swapfile_new(int fd, uint64_t limit, const char* name) noexcept n
 # `discard`: what is in the file is given back to the file system (not for a file that another process uses).
 cdef void swapfile_delete(SwapFile* f, bint discard) noexcept nogil
 cdef const char* swapfile_name(SwapFile* f) noexcept nogil
+# A device that failed: no more slots are given out. Whether it was one until now.
+cdef bint swapfile_retire(SwapFile* f) noexcept nogil
+cdef bint swapfile_retired(SwapFile* f) noexcept nogil
+# Errors on purpose, for tests: what the n-th system call of a kind shall meet instead (`inject` in swapfile.pyx).
+cdef enum:
+    IO_READ = 1
+    IO_WRITE = 2
+    IO_SCATTER = 3
+    IO_PUNCH = 4
+    IO_OPEN = 5
+cdef bint swapfile_refused(int kind) noexcept nogil             # with errno set
 # A run of `n` (1 .. 512) slots within one cluster: its first slot, or -ENOSPC.
 cdef int64_t swapfile_alloc(SwapFile* f, int n) noexcept nogil
 # Marks a given run of free slots as used: for a swap map whose ids are slots. Not together with swapfile_alloc.
@@ -32,6 +43,8 @@ cdef int swapfile_read(SwapFile* f, int64_t slot, int n, void* buffer) noexcept 
 # One system call for what lies in a row from a slot on, to several places (at most 64, whole slots, 4096-aligned).
 # False: not all of it came. Whoever wants to know why reads one by one.
 cdef bint swapfile_scatter(SwapFile* f, int64_t slot, iovec* parts, int count) noexcept nogil
+# A word of RAM for each slot, from this one on: the seal of what is in a run (backends/seal), by who has the slots.
+cdef uint64_t* swapfile_seals(SwapFile* f, int64_t slot) noexcept nogil
 cdef int64_t swapfile_used(SwapFile* f) noexcept nogil          # slots in use
 cdef uint64_t swapfile_slots(SwapFile* f) noexcept nogil        # at most
 # For a fork, with nobody at it: sets the bits of the slots in use in a bitmap that is as long as swapfile_words says.

@@ -64,6 +64,7 @@ cdef enum:
     ROOM_WORDS = 9
     NAME_BYTES = 256
     STALLS = 8                  # transfers in a row that brought nothing
+    PATIENCE = 100              # an interrupted one counts as so much less
     OWNED_BYTES = 4096          # words of a cluster's owners
     TIDY_LOOKS = 1024           # clusters that one look for something to give back passes
 
@@ -81,12 +82,14 @@ cdef struct Cluster:
     uint8_t queued
     uint8_t owned               # its page of owners has memory
     uint8_t holes               # a run became free that is worth a hole, and has none
-    uint8_t apart[3]
+    uint8_t sealed              # its page of `seals` has memory
+    uint8_t apart[2]
 
 cdef struct SwapFile:
     us_mutex mutex
     int fd
     int punches                 # 0: the file system cannot
+    int64_t retired             # no slots are given out any more
     uint64_t mapped
     uint64_t slots              # at most
     uint32_t limit              # clusters
@@ -103,6 +106,71 @@ cdef struct SwapFile:
     uint64_t* owners            # by slot
     char name[NAME_BYTES]
     Cluster* clusters           # index 0 is cluster number 1
+    uint64_t* seals             # a word for each slot: a page for each cluster
+    int64_t sealed              # clusters whose page has memory
+
+
+# ---- the system calls, and errors that tests put in their place ----
+
+cdef enum:
+    SHORT = -2                  # a transfer of half
+    FLIPPED = -3                # a bit of what was read is another one
+
+cdef int64_t armed = 0          # all that it costs when there is none
+cdef int inject_kind, inject_error
+cdef int64_t inject_left, inject_times, inject_fired
+
+
+cdef int tampered(int kind) noexcept nogil:
+    # 0: this call is left alone; an errno, SHORT or FLIPPED
+    cdef int64_t left
+    if kind != inject_kind:
+        return 0
+    left = us_add(&inject_left, -1)
+    if left >= 0 or left < -inject_times:
+        return 0
+    us_add(&inject_fired, 1)
+    if inject_error > 0:
+        c.errno = inject_error
+    return inject_error
+
+cdef bint swapfile_refused(int kind) noexcept nogil:
+    return us_read(&armed) and tampered(kind) > 0
+
+cdef inline int64_t io_write(int fd, const void* buffer, int64_t n, int64_t at) noexcept nogil:
+    cdef int how = tampered(IO_WRITE) if us_read(&armed) else 0
+    if how > 0:
+        return -1
+    if how == SHORT:
+        n = n // 2 & ~<int64_t>(SLOT_BYTES - 1)
+    return pwrite(fd, buffer, n, at) if n else 0
+
+cdef inline int64_t io_read(int fd, void* buffer, int64_t n, int64_t at) noexcept nogil:
+    cdef int how = tampered(IO_READ) if us_read(&armed) else 0
+    cdef int64_t got
+    if how > 0:
+        return -1
+    if how == SHORT and n > SLOT_BYTES:
+        n = n // 2 & ~<int64_t>(SLOT_BYTES - 1)
+    got = pread(fd, buffer, n, at)
+    if how == FLIPPED and got > 100:
+        (<char*>buffer)[100] ^= 1
+    return got
+
+cdef inline int64_t io_scatter(int fd, const iovec* parts, int count, int64_t at) noexcept nogil:
+    cdef int how = tampered(IO_SCATTER) if us_read(&armed) else 0
+    cdef int64_t got
+    if how > 0:
+        return -1
+    got = preadv(fd, parts, count if how != SHORT else (count + 1) // 2, at)
+    if how == FLIPPED and got > 100:
+        (<char*>parts[0].iov_base)[100] ^= 1
+    return got
+
+cdef inline int io_punch(int fd, int64_t at, int64_t n) noexcept nogil:
+    if us_read(&armed) and tampered(IO_PUNCH) > 0:
+        return -1
+    return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, n)
 
 
 # ---- lists; all with the mutex held ----
@@ -273,6 +341,16 @@ cdef SwapFile* swapfile_new(int fd, uint64_t limit, const char* name) noexcept n
     madvise(owners, clusters * OWNED_BYTES, MADV_NOHUGEPAGE)
     c.errno = kept
     f = <SwapFile*>p
+    f.seals = <uint64_t*>mmap(NULL, clusters * PAGE_BYTES, PROT_READ | PROT_WRITE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if f.seals == MAP_FAILED:
+        munmap(p, n)
+        munmap(owners, clusters * OWNED_BYTES)
+        c.errno = kept
+        return NULL
+    madvise(f.seals, clusters * PAGE_BYTES, MADV_NOHUGEPAGE)
+    madvise(f.seals, clusters * PAGE_BYTES, MADV_DONTDUMP)
+    c.errno = kept
     f.owners = <uint64_t*>owners
     f.fd = fd
     f.punches = 1
@@ -291,6 +369,7 @@ cdef void swapfile_delete(SwapFile* f, bint discard) noexcept nogil:
         ftruncate(f.fd, 0)
     descriptor_release(f.fd)
     close(f.fd)
+    munmap(f.seals, <uint64_t>f.limit * PAGE_BYTES)
     munmap(f.owners, <uint64_t>f.limit * OWNED_BYTES)
     munmap(f, f.mapped)
     c.errno = kept
@@ -298,12 +377,20 @@ cdef void swapfile_delete(SwapFile* f, bint discard) noexcept nogil:
 cdef const char* swapfile_name(SwapFile* f) noexcept nogil:
     return f.name
 
+cdef inline void seals_wanted(SwapFile* f, Cluster* k) noexcept nogil:
+    # Who has the slots writes them, without the mutex. Nobody has any here yet, so the first word is touched.
+    if not k.sealed:
+        k.sealed = 1
+        f.seals[(k - f.clusters) * CLUSTER_SLOTS] = 0
+        us_write(&f.sealed, f.sealed + 1)
+
 cdef inline int64_t take(SwapFile* f, uint32_t number, uint32_t first, uint32_t n) noexcept nogil:
     cdef Cluster* k = cluster(f, number)
     if not k.count:
         enqueue(f, number)
     set_range(k, first, n, True)
     k.count += <uint16_t>n
+    seals_wanted(f, k)
     us_write(&f.used, f.used + n)
     if k.count == slots_of(f, number):
         unlist(f, number)       # full; freeing lists it again
@@ -312,12 +399,20 @@ cdef inline int64_t take(SwapFile* f, uint32_t number, uint32_t first, uint32_t 
         enlist(f, number, CLUSTER_SLOTS - n)    # whole free clusters only are in that list
     return (<int64_t>(number - 1) << CLUSTER_SHIFT) + first
 
+cdef bint swapfile_retire(SwapFile* f) noexcept nogil:
+    return us_add(&f.retired, 1) == 1
+
+cdef bint swapfile_retired(SwapFile* f) noexcept nogil:
+    return us_read(&f.retired) != 0
+
 cdef int64_t swapfile_alloc(SwapFile* f, int n) noexcept nogil:
     cdef int64_t slot = -c.ENOSPC
     cdef uint32_t number, first, longest
     cdef Cluster* k
     if n < 1 or n > CLUSTER_SLOTS:
         return -c.EINVAL
+    if us_read(&f.retired):
+        return -c.EIO
     us_lock(&f.mutex)
     while True:
         if f.current:
@@ -368,6 +463,7 @@ cdef void swapfile_take(SwapFile* f, int64_t slot, int n) noexcept nogil:
         f.fresh = number        # its part of the mapping has memory from now on
     set_range(k, first, n, True)
     k.count += <uint16_t>n
+    seals_wanted(f, k)
     us_write(&f.used, f.used + n)
     us_unlock(&f.mutex)
 
@@ -377,23 +473,27 @@ cdef void punch(SwapFile* f, uint32_t number) noexcept nogil:
     cdef Cluster* k = cluster(f, number)
     cdef int kept = c.errno
     cdef int tries = 0
+    cdef bint unsealed
     us_chaos()
     while f.punches and tries < STALLS:
         tries += 1
-        if fallocate(f.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                     <int64_t>(number - 1) * CLUSTER_BYTES, CLUSTER_BYTES) == 0:
+        if io_punch(f.fd, <int64_t>(number - 1) * CLUSTER_BYTES, CLUSTER_BYTES) == 0:
             break
         if c.errno != c.EINTR:
             # A hole is a courtesy: without it the blocks are used again later.
             if c.errno == c.EOPNOTSUPP or c.errno == c.ENOSYS:
                 f.punches = 0
             break
-    # No run is in it, so nobody has an owner to write down.
+    # No run is in it, so nobody has a seal or an owner to write down.
+    unsealed = madvise(&f.seals[<uint64_t>(number - 1) * CLUSTER_SLOTS], PAGE_BYTES, MADV_DONTNEED) == 0
     if k.owned and madvise(f.owners + (<uint64_t>(number - 1) << CLUSTER_SHIFT), OWNED_BYTES, MADV_DONTNEED) == 0:
         k.owned = 0
         us_add(&f.owned, -1)
     c.errno = kept
     us_lock(&f.mutex)
+    if unsealed and k.sealed:
+        k.sealed = 0
+        us_write(&f.sealed, f.sealed - 1)
     k.punching = 0
     k.holes = 0
     enlist(f, number, slots_of(f, number))
@@ -452,17 +552,19 @@ cdef int swapfile_write(SwapFile* f, int64_t slot, int n, const void* buffer) no
     cdef int kept = c.errno
     cdef int result = 0
     cdef int stalls = 0
+    cdef bint interrupted
     while done < whole:
-        got = pwrite(f.fd, <const char*>buffer + done, whole - done, at + done)
+        got = io_write(f.fd, <const char*>buffer + done, whole - done, at + done)
         if got < 0 and c.errno != c.EINTR:
             result = -c.errno
             break
         # A transfer that ended inside a slot goes on at its start: O_DIRECT wants whole blocks.
+        interrupted = got < 0
         got = got & ~<int64_t>(SLOT_BYTES - 1) if got > 0 else 0
         done += got
-        stalls = 0 if got else stalls + 1
-        if stalls > STALLS:
-            result = -c.EIO
+        stalls = 0 if got else stalls + (1 if interrupted else PATIENCE)
+        if stalls > STALLS * PATIENCE:
+            result = -c.EINTR if interrupted else -c.EIO
             break
     c.errno = kept
     return result
@@ -475,19 +577,21 @@ cdef int swapfile_read(SwapFile* f, int64_t slot, int n, void* buffer) noexcept 
     cdef int kept = c.errno
     cdef int result = 0
     cdef int stalls = 0
+    cdef bint interrupted
     while done < whole:
-        got = pread(f.fd, <char*>buffer + done, whole - done, at + done)
+        got = io_read(f.fd, <char*>buffer + done, whole - done, at + done)
         if got == 0:
             result = -c.EIO     # the file is shorter than what was written to it
             break
         if got < 0 and c.errno != c.EINTR:
             result = -c.errno
             break
+        interrupted = got < 0
         got = got & ~<int64_t>(SLOT_BYTES - 1) if got > 0 else 0
         done += got
-        stalls = 0 if got else stalls + 1
-        if stalls > STALLS:
-            result = -c.EIO
+        stalls = 0 if got else stalls + (1 if interrupted else PATIENCE)
+        if stalls > STALLS * PATIENCE:
+            result = -c.EINTR if interrupted else -c.EIO
             break
     c.errno = kept
     return result
@@ -499,9 +603,12 @@ cdef bint swapfile_scatter(SwapFile* f, int64_t slot, iovec* parts, int count) n
     cdef int i
     for i in range(count):
         whole += <int64_t>parts[i].iov_len
-    all_there = preadv(f.fd, parts, count, slot * SLOT_BYTES) == whole
+    all_there = io_scatter(f.fd, parts, count, slot * SLOT_BYTES) == whole
     c.errno = kept
     return all_there
+
+cdef uint64_t* swapfile_seals(SwapFile* f, int64_t slot) noexcept nogil:
+    return &f.seals[slot]
 
 cdef int64_t swapfile_used(SwapFile* f) noexcept nogil:
     return us_read(&f.used)
@@ -527,15 +634,15 @@ cdef void swapfile_punch(SwapFile* f, int64_t slot, int64_t n) noexcept nogil:
     cdef int kept = c.errno
     cdef int tries = 0
     us_chaos()
-    while tries < STALLS and fallocate(f.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                                       slot * SLOT_BYTES, n * SLOT_BYTES) != 0 and c.errno == c.EINTR:
+    while tries < STALLS and io_punch(f.fd, slot * SLOT_BYTES, n * SLOT_BYTES) != 0 and c.errno == c.EINTR:
         tries += 1
     c.errno = kept
 
 cdef int64_t swapfile_metadata(SwapFile* f) noexcept nogil:
     # The mapping was touched up to the highest cluster that was ever used.
     cdef int64_t n = <char*>&f.clusters[f.fresh] - <char*>f
-    return ((n + PAGE_BYTES - 1) & ~<int64_t>(PAGE_BYTES - 1)) + us_read(&f.owned) * OWNED_BYTES
+    return (((n + PAGE_BYTES - 1) & ~<int64_t>(PAGE_BYTES - 1)) + us_read(&f.owned) * OWNED_BYTES
+            + us_read(&f.sealed) * PAGE_BYTES)
 
 
 # ---- owners, and what is done to clusters in use ----
@@ -617,9 +724,8 @@ cdef int64_t swapfile_tidy(SwapFile* f) noexcept nogil:
         first = next_free(&seen, end)
         end = next_used(&seen, first) if first < CLUSTER_SLOTS else <uint32_t>CLUSTER_SLOTS
         if first < CLUSTER_SLOTS and end - first >= TIDY_SLOTS:
-            if fallocate(f.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                         <int64_t>(number - 1) * CLUSTER_BYTES + <int64_t>first * SLOT_BYTES,
-                         <int64_t>(end - first) * SLOT_BYTES) == 0:
+            if io_punch(f.fd, <int64_t>(number - 1) * CLUSTER_BYTES + <int64_t>first * SLOT_BYTES,
+                        <int64_t>(end - first) * SLOT_BYTES) == 0:
                 given += <int64_t>(end - first) * SLOT_BYTES
             elif c.errno == c.EOPNOTSUPP or c.errno == c.ENOSYS:
                 f.punches = 0
@@ -640,6 +746,29 @@ cdef int64_t swapfile_tidy(SwapFile* f) noexcept nogil:
 
 
 # ---- a window for tests and experiments ----
+
+KINDS = {"read": IO_READ, "write": IO_WRITE, "scatter": IO_SCATTER, "punch": IO_PUNCH, "open": IO_OPEN}
+INSTEAD = {"short": SHORT, "flipped": FLIPPED}
+
+
+def inject(kind: str | None, after: int = 0, error: "int | str" = 0, times: int = 1) -> int:
+    """From now on let `after` system calls of a kind pass ("read", "write", "scatter", "punch", "open"), and have the
+    next ones (`times`) fail with an errno, transfer less ("short") or read a wrong bit ("flipped"). None: no more.
+
+    Returns how often the last one did something.
+    """
+    global inject_kind, inject_error, inject_left, inject_times, inject_fired
+    cdef int64_t fired = inject_fired
+    us_write(&armed, 0)
+    inject_fired = 0
+    if kind is not None:
+        inject_kind = KINDS[kind]
+        inject_left = after
+        inject_times = times
+        inject_error = INSTEAD[error] if isinstance(error, str) else error
+        us_write(&armed, 1)
+    return fired
+
 
 cdef class SwapDevice:
     """A swap file on an open descriptor, which it owns from now on."""
@@ -674,6 +803,11 @@ cdef class SwapDevice:
     def mapping(self):
         """Address and length of the bitmaps' mapping."""
         return <size_t>self.f, self.f.mapped
+
+    @property
+    def sealing(self):
+        """Address and length of the seals' mapping."""
+        return <size_t>self.f.seals, <uint64_t>self.f.limit * PAGE_BYTES
 
     def alloc(self, int n):
         """Take a run of `n` slots. Returns the first."""

@@ -18,11 +18,11 @@ cdef extern from *:
 cdef struct Zswap
 
 # Called with the pool's mutex held. `locked` must try-lock the owner's entry and check that it still
-# is `handle`; returns whether it is locked now. `moved` replaces the entry by `fresh` and unlocks it.
+# is `handle`; returns whether it is locked now. `moved` replaces the entry `handle` by `fresh` and unlocks it.
 # Between the two the bytes are copied without the mutex: the owner's lock alone keeps the object there.
 # Neither is called for owner 0, which says that the object is not published yet.
 ctypedef bint (*zswap_try)(void* ctx, uint64_t owner, uint64_t handle) noexcept nogil
-ctypedef void (*zswap_done)(void* ctx, uint64_t owner, uint64_t fresh) noexcept nogil
+ctypedef void (*zswap_done)(void* ctx, uint64_t owner, uint64_t handle, uint64_t fresh) noexcept nogil
 
 cdef Zswap* zswap_new(uint64_t address_space) noexcept nogil    # bytes of address space; NULL: no memory
 cdef void zswap_delete(Zswap* z) noexcept nogil
@@ -40,6 +40,8 @@ cdef uint32_t zswap_room(uint32_t length) noexcept nogil
 cdef bint zswap_resize(Zswap* z, uint64_t handle, uint32_t length) noexcept nogil
 cdef void zswap_free(Zswap* z, uint64_t handle) noexcept nogil
 cdef char* zswap_memory(Zswap* z, uint64_t handle, uint32_t* length) noexcept nogil
+# The same, and the object gets no younger by it.
+cdef char* zswap_peek(Zswap* z, uint64_t handle, uint32_t* length) noexcept nogil
 # Bytes of RAM in the segments: headers, holes that are not given back yet and one spare segment included, so
 # that it equals what is resident in the mapping; bytes asked for by live objects; live objects.
 cdef int64_t zswap_bytes(Zswap* z) noexcept nogil
@@ -61,3 +63,5 @@ cdef int64_t zswap_compact(Zswap* z, int percent, int64_t effort,
 # them.
 cdef int zswap_coldest(Zswap* z, int n, int64_t bytes, uint64_t* handles, uint64_t* owners,
                        zswap_try locked, void* ctx) noexcept nogil
+# Where the segments are, as far as any was ever used.
+cdef char* zswap_mapping(Zswap* z, uint64_t* length) noexcept nogil

@@ -611,17 +611,26 @@ cdef void zswap_free(Zswap* z, uint64_t handle) noexcept nogil:
             z.spare = s
     us_unlock(&z.mutex)
 
-cdef char* zswap_memory(Zswap* z, uint64_t handle, uint32_t* length) noexcept nogil:
+cdef char* zswap_peek(Zswap* z, uint64_t handle, uint32_t* length) noexcept nogil:
     cdef uint32_t s = <uint32_t>(handle >> HANDLE_SHIFT)
     cdef uint32_t i = <uint32_t>(handle & ((1 << HANDLE_SHIFT) - 1)) - 1
     cdef SizeClass* k = &z.classes[z.segments[s].size_class]
     cdef char* base = base_of(z, s)
-    cdef uint64_t* young = <uint64_t*>(base + k.young) + (i >> 6)
+    length[0] = record_of(k, base, i).length
+    return base + k.objects + i * k.size
+
+cdef char* zswap_memory(Zswap* z, uint64_t handle, uint32_t* length) noexcept nogil:
+    cdef uint32_t s = <uint32_t>(handle >> HANDLE_SHIFT)
+    cdef uint32_t i = <uint32_t>(handle & ((1 << HANDLE_SHIFT) - 1)) - 1
+    cdef uint64_t* young = <uint64_t*>(base_of(z, s) + z.classes[z.segments[s].size_class].young) + (i >> 6)
     cdef uint64_t bit = <uint64_t>1 << (i & 63)
     if not us_load(young) & bit:
         us_or(young, bit)
-    length[0] = record_of(k, base, i).length
-    return base + k.objects + i * k.size
+    return zswap_peek(z, handle, length)
+
+cdef char* zswap_mapping(Zswap* z, uint64_t* length) noexcept nogil:
+    length[0] = (<uint64_t>z.fresh + 1) << SEGMENT_SHIFT
+    return z.base
 
 cdef int64_t zswap_bytes(Zswap* z) noexcept nogil:
     return us_read(&z.pages) * PAGE_BYTES
@@ -778,7 +787,7 @@ cdef bint squeeze(Zswap* z, SizeClass* k, int64_t* effort, bint* blocked,
         own(z, d, <uint32_t>(fresh & ((1 << HANDLE_SHIFT) - 1)) - 1, owner)
         if not young:
             cold_moved(z, handle, fresh)
-        moved(ctx, owner, fresh)
+        moved(ctx, owner, handle, fresh)
         object_remove(z, s, i)
         effort[0] -= length
         any = True
@@ -994,7 +1003,7 @@ cdef bint owner_locked(void* ctx, uint64_t owner, uint64_t handle) noexcept nogi
         us_add(&(<Owners*>ctx).nobodys, 1)
     return word == entry_make(ZSWAP, handle) and us_cas(entry, word, word | ENTRY_LOCKED)
 
-cdef void owner_moved(void* ctx, uint64_t owner, uint64_t fresh) noexcept nogil:
+cdef void owner_moved(void* ctx, uint64_t owner, uint64_t handle, uint64_t fresh) noexcept nogil:
     us_word_release(&(<Owners*>ctx).entries[owner & ~ZSWAP_STAYS], entry_make(ZSWAP, fresh), ENTRY_WAITERS)
 
 cdef inline uint64_t mix(uint64_t x) noexcept nogil:
@@ -1184,7 +1193,9 @@ cdef class ZswapPool:
     @property
     def mapping(self):
         """Address and length of the mapping, as far as it was ever used."""
-        return <size_t>self.z.base, (<uint64_t>self.z.fresh + 1) << SEGMENT_SHIFT
+        cdef uint64_t length = 0
+        cdef char* start = zswap_mapping(self.z, &length)
+        return <size_t>start, length
 
     def compact(self, int percent, int64_t effort=1 << 62):
         """Give memory back until waste is below `percent` of what is stored. Returns the bytes given back."""

@@ -121,6 +121,7 @@ def examine() -> list[Check]:
         swap_place(),
         numpy_version(),
         blosc2_library(),
+        encryption(),
         compiled_part(),
         large_allocations(),
     ]
@@ -473,6 +474,24 @@ def blosc2_library() -> Check:
     except (OSError, AttributeError) as error:
         return Check("Blosc2", "problem", str(error), "pip install --force-reinstall blosc2")
     return Check("Blosc2", "ok", f"{version} ({found[-1]})")
+
+
+def encryption() -> Check:
+    """Whether swap files can be encrypted."""
+    try:
+        from userswap.backends import cipher
+
+        name = cipher.start()
+    except ImportError:
+        name = None  # the next check says so
+    if name is not None:
+        return Check("encryption", "ok", f"{name}, by libcrypto (--encrypt)")
+    return Check(
+        "encryption",
+        "note",
+        "no libcrypto of OpenSSL 3: swap files can't be encrypted",
+        "for --encrypt install it: on Debian and Ubuntu, apt-get install libssl3",
+    )
 
 
 def compiled_part() -> Check:

@@ -19,7 +19,7 @@ COMMANDS = {
     "set": "change settings of one that runs: userswap set PID ram=1G",
     "swapon": "give one that runs a swap file more: userswap swapon PID /data:50G",
     "swapoff": "empty a swap file of one that runs, and do without it: userswap swapoff PID /data",
-    "bench": "measure it here: userswap bench compare, faults, dedupe",
+    "bench": "measure it here: userswap bench compare, faults, dedupe, seal",
     "lab": "experiments with the swap layer: userswap lab compare, upstream, replay, system",
     "doctor": "say what this machine can do, what it can't, and how to mend it",
 }

@@ -12,7 +12,7 @@ import io
 import os
 import sys
 import time
-from argparse import Namespace
+from argparse import BooleanOptionalAction, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +31,8 @@ __all__ = ["prepare"]
 
 USAGE = """\
 userswap run [--ram SIZE] [--swap [NAME=]PATH[:SIZE[:PRIO]]|none]... [--tiers NAMES] [--min-array SIZE]
-                    [--only-numpy] [--hard] [--no-dedupe] [--children share|own] [--map NAME] [--delivery NAME]
-                    [--quiet] [--stats FILE] [--trace FILE]
+                    [--only-numpy] [--hard] [--no-dedupe] [--encrypt] [--children share|own] [--map NAME]
+                    [--delivery NAME] [--quiet] [--stats FILE] [--trace FILE]
                     (SCRIPT | -m MODULE | -c CODE) [ARGUMENT ...]"""
 EPILOG = """\
 Sizes are like 512M, 1.5GiB or 65536 (bytes); units are powers of 1024. SCRIPT may also be a directory or
@@ -109,6 +109,12 @@ def prepare(arguments: list[str]) -> Callable[[], int]:
         "--hard", action="store_true", help="end the program rather than exceed --ram when swap is full"
     )
     parser.add_argument("--no-dedupe", action="store_true", help="store identical folios as often as there are")
+    parser.add_argument(
+        "--encrypt",
+        action=BooleanOptionalAction,
+        default=None,
+        help="encrypt swap files, with keys that are in the program's memory only",
+    )
     parser.add_argument(
         "--children",
         choices=("share", "own"),
@@ -229,6 +235,7 @@ def install(ram: int | None, min_array: int, chosen: Namespace) -> Any:
             min_array=min_array,
             hard=chosen.hard,
             dedupe=not chosen.no_dedupe,
+            encrypt=chosen.encrypt,
             map_design=design,
             children=chosen.children,
             delivery=chosen.delivery,

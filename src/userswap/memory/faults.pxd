@@ -25,6 +25,8 @@ cdef void* memory_resize(void* start, uint64_t bytes) noexcept nogil
 # What madvise(MADV_DONTNEED) does: the range reads as zeros from here on, and whole folios in it take nothing.
 cdef void memory_discard(void* start, size_t length) noexcept nogil
 cdef bint memory_inside() noexcept nogil        # this thread is in the middle of a transition
+# What was said on standard error when data was lost last: for an exception.
+cdef void memory_loss(char* text, int n) noexcept nogil
 # Fills a region, whatever is in it, with the content of another of the same size, sharing swap ids: 0 or -errno (then
 # part of it).
 cdef int memory_snapshot(MemoryPool* pool, void* start, void* copy) noexcept nogil

@@ -11,7 +11,7 @@ Deadlock: a thread that owns a BUSY folio waits only for (1) entry locks, whose 
 (2) workers, whose owners wait for entry locks at most. It never waits for another BUSY word: reclaim skips
 what is busy. `reclaim_charge` runs before a worker is taken, because eviction takes one of its own.
 """
-from libc.errno cimport EAGAIN, EEXIST, EFAULT, EINVAL, ENOMEM, ENXIO, ESRCH, errno
+from libc.errno cimport EAGAIN, EBADMSG, EEXIST, EFAULT, EINVAL, EIO, ENOMEM, ENXIO, ESRCH, ESTALE, EXDEV, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport qsort
@@ -65,9 +65,9 @@ from userswap.swap.holder cimport holder_release
 from userswap.swap.kin cimport kin_after_fork, kin_before_fork, kin_generation, kin_me
 from userswap.swap.map cimport HolderOps, SwapMap
 from userswap.swap.space cimport (
-    RUN_FOLIOS, Moved, SwapSpace, space_before_fork, space_device_name, space_drain,
-    space_drain_some, space_has_device, space_inherit, space_lost, space_owns, space_packed, space_swapoff,
-    space_swapon, swap_cached, swap_compact, swap_dup,
+    RUN_FOLIOS, Moved, SwapSpace, space_before_fork, space_drain,
+    space_drain_some, space_has_device, space_inherit, space_lost, space_lost_at, space_owns, space_packed,
+    space_swapoff, space_swapon, swap_cached, swap_compact, swap_dup,
     swap_far, swap_fetch, swap_in, swap_in_part, swap_out, swap_out_parts, swap_out_run, swap_promote, swap_put,
     swap_same, swap_shared, swap_uncache, swap_unpack, swap_writeback,
 )
@@ -882,10 +882,11 @@ cdef void change_id(uint64_t* at, uint64_t id) noexcept nogil:
 cdef int stage_folio(Region* region, uint64_t index, char* frame, Worker* worker, uint64_t fetched) noexcept nogil:
     """The bytes of a SWAPPED folio, whose word is BUSY, to the stage. `fetched`: what swap_fetch said. 0 or -errno."""
     cdef SwapSpace* swap = region.pool.swap
-    cdef int error
+    cdef int error = -EIO
     if fetched:
         error = swap_unpack(swap, worker, fetched, frame)
-    else:
+    # What did not come whole is asked for by itself: that is looked at twice.
+    if error:
         error = swap_in(swap, worker, word_id(us_load(&region.words[index])), frame, FOLIO_BYTES, 0)
     if error == 0:
         if worker.loaded and is_hot(region, index):
@@ -1756,12 +1757,16 @@ cdef int bucket(int64_t ns) noexcept nogil:
     return octave if octave < BUCKETS else BUCKETS - 1
 
 
+cdef us_mutex loss_lock
+cdef char[768] loss             # what was said last
+
+
 cdef void explain(Region* region, uint64_t index, int error, bint fatal) noexcept nogil:
     """The data of a folio can't be had: says so in plain words. `fatal`: the caller ends the program as a SIGBUS
-    does; else its system call fails with the same errno."""
-    cdef const char* ending = b"The program ends here." if fatal else b"The system call fails."
-    cdef char[640] text
-    cdef const char* device = space_device_name(region.pool.swap)
+    does; else its call fails with EIO."""
+    cdef const char* ending = b"The program ends here." if fatal else b"The call fails."
+    cdef char[768] text
+    cdef char[400] place
     cdef int n
     if error == -ESRCH:
         n = snprintf(text, sizeof(text),
@@ -1769,15 +1774,34 @@ cdef void explain(Region* region, uint64_t index, int error, bint fatal) noexcep
                      "fork(), and is out of reach. %s\n", <unsigned long long>index, region.base, ending)
     elif error == -ENXIO:
         n = snprintf(text, sizeof(text),
-                     "userswap: folio %llu of the region at %p is in the swap file %s of a process that this one was "
-                     "forked from, and is out of reach. %s\n",
-                     <unsigned long long>index, region.base, device, ending)
+                     "userswap: folio %llu of the region at %p is in a swap file of a process that this one was "
+                     "forked from, and is out of reach. %s\n", <unsigned long long>index, region.base, ending)
+    elif error == -ENOMEM or error == -EFAULT:
+        n = snprintf(text, sizeof(text), "userswap: folio %llu of the region at %p can't be put in place: %s. %s\n",
+                     <unsigned long long>index, region.base, strerror(-error), ending)
     else:
+        space_lost_at(region.pool.swap, error, place, sizeof(place))
         n = snprintf(text, sizeof(text),
-                     "userswap: folio %llu of the region at %p (%llu bytes) can't be brought back from %s: %s. "
-                     "%s\n", <unsigned long long>index, region.base, <unsigned long long>region.bytes, device,
-                     strerror(-error), ending)
-    write(2, text, n if n < <int>sizeof(text) else <int>sizeof(text) - 1)
+                     "userswap: folio %llu of the region at %p (%llu bytes from %p on) can't be brought back from %s. "
+                     "%s\n", <unsigned long long>index, region.base, <unsigned long long>folio_bytes(region, index),
+                     folio_at(region, index), place, ending)
+    n = n if n < <int>sizeof(text) else <int>sizeof(text) - 1
+    us_lock(&loss_lock)
+    memcpy(loss, text, n)
+    loss[n] = 0
+    us_unlock(&loss_lock)
+    write(2, text, n)
+
+
+cdef void memory_loss(char* text, int n) noexcept nogil:
+    us_lock(&loss_lock)
+    snprintf(text, n, "%s", loss)
+    us_unlock(&loss_lock)
+
+
+cdef inline int told(int error) noexcept nogil:
+    """What a caller is told who knows of no seals."""
+    return -EIO if error in (-EBADMSG, -ESTALE, -EXDEV) else error
 
 
 cdef void on_fault(int signal, siginfo_t* info, void* context) noexcept nogil:
@@ -2267,10 +2291,11 @@ cdef int memory_snapshot(MemoryPool* pool, void* start, void* copy) noexcept nog
             pool.reclaim.evict(pool, FOLIO_BYTES, False)
             error = snapshot_folio(source, target, i)
         if error:
+            explain(source, i, error, False)
             break
     reclaim_charge(&pool.reclaim, 0, False)
     leave()
-    return error
+    return told(error)
 
 
 cdef int64_t memory_evict(MemoryPool* pool, int64_t want) noexcept nogil:
@@ -2499,7 +2524,7 @@ cdef int64_t memory_pin(void* start, size_t length, bint writing) noexcept nogil
                 leave()
                 if done == 0:
                     explain(region, index, error, False)
-                    return error
+                    return told(error)
                 return <int64_t>done
         elif word_pins(word) == PIN_MAX:
             # thousands of calls on one folio at once; waiting could deadlock, as the caller may hold some of them

@@ -12,6 +12,10 @@
  * bits folds these to 64, where two differing ones meet with a chance of at most 2^-63. Together: at most 2^-62 for each
  * comparison. No program can see the key without looking for it, and it is not an attacker: it would harm itself.
  *
+ * Any length: the last block is filled up with zeros, and the length is added to the blocks' sum. Two words that the data is
+ * bound to (where and when it was stored) are a pair of NH with two keys of their own, so that a sum is good for one place
+ * only: other words, the same sum, with a chance of at most 2^-62.
+ *
  * NH takes as long as memory takes to be read, CLNH in vectors of 512 bits a quarter of it. Holds no state but the key and
  * which of them it is. */
 #ifndef USERSWAP_SUM_H
@@ -22,7 +26,7 @@
 #include <sys/random.h>
 
 #define US_SUM_BLOCK 128 /* words: 1 KiB */
-#define US_SUM_BLOCKS 64 /* of 64 KiB */
+#define US_SUM_BLOCKS 68 /* of a folio that was packed and got longer */
 #define US_SUM_LANES 4   /* at most, of 128 bits */
 
 enum { US_SUM_NH, US_SUM_CLNH_256, US_SUM_CLNH_512, US_SUM_KINDS };
@@ -32,6 +36,7 @@ static struct {
     uint64_t block[US_SUM_BLOCK];
     uint64_t outer[US_SUM_BLOCKS * 2 * US_SUM_LANES];
     uint64_t fold[4];
+    uint64_t bound[2];
 } us_sum_key __attribute__((aligned(64)));
 static int us_sum_kind = -1; /* -1: there is no key yet */
 
@@ -41,18 +46,34 @@ static inline uint64_t us_sum_fold(us_u128 all) {
                        + (((us_u128)k[2] << 64) | k[3]) * (uint64_t)(all >> 64)) >> 64);
 }
 
-static uint64_t us_sum_nh(const void *data, uint64_t bytes) {
-    const uint64_t *m = (const uint64_t *)data, *k = us_sum_key.block, *outer = us_sum_key.outer;
-    us_u128 all = bytes;
-    for (uint64_t block = 0; block < bytes / (8 * US_SUM_BLOCK); block++) {
+static inline us_u128 us_sum_pair(uint64_t one, uint64_t other) {
+    return (us_u128)(one + us_sum_key.bound[0]) * (other + us_sum_key.bound[1]);
+}
+
+static uint64_t us_sum_nh(const void *data, uint64_t bytes, us_u128 bound) {
+    const char *m = (const char *)data;
+    const uint64_t *k = us_sum_key.block, *outer = us_sum_key.outer;
+    uint64_t w[4], tail[US_SUM_BLOCK], left = bytes;
+    us_u128 all = bytes + bound;
+    for (uint64_t block = 0; left; block++) {
         us_u128 a = 0, b = 0; /* two, so that one does not wait for the other's carry */
-        for (int i = 0; i < US_SUM_BLOCK; i += 4) {
-            a += (us_u128)(m[i] + k[i]) * (m[i + 1] + k[i + 1]);
-            b += (us_u128)(m[i + 2] + k[i + 2]) * (m[i + 3] + k[i + 3]);
+        int words = US_SUM_BLOCK;
+        if (left < 8 * US_SUM_BLOCK) {
+            words = (int)((left + 31) / 32 * 4);
+            memset(tail + words - 4, 0, 32);
+            memcpy(tail, m, left);
+            m = (const char *)tail;
+            left = 8 * US_SUM_BLOCK;
+        }
+        for (int i = 0; i < words; i += 4) {
+            memcpy(w, m + 8 * i, 32); /* data may be anywhere */
+            a += (us_u128)(w[0] + k[i]) * (w[1] + k[i + 1]);
+            b += (us_u128)(w[2] + k[i + 2]) * (w[3] + k[i + 3]);
         }
         a += b;
         all += (us_u128)((uint64_t)a + outer[2 * block]) * ((uint64_t)(a >> 64) + outer[2 * block + 1]);
-        m += US_SUM_BLOCK;
+        m += 8 * US_SUM_BLOCK;
+        left -= 8 * US_SUM_BLOCK;
     }
     return us_sum_fold(all);
 }
@@ -62,11 +83,12 @@ static uint64_t us_sum_nh(const void *data, uint64_t bytes) {
 
 /* WORDS of 64 bits in a vector. The lanes are not put together before the end: each is a stripe of its own. */
 #define US_SUM_CLNH(NAME, TARGET, VECTOR, WORDS, LOADU, LOAD, XOR, MULTIPLY, ZERO)                                 \
-    __attribute__((target(TARGET))) static uint64_t NAME(const void *data, uint64_t bytes) {                       \
+    __attribute__((target(TARGET))) static uint64_t NAME(const void *data, uint64_t bytes, us_u128 bound) {        \
         const uint64_t *m = (const uint64_t *)data, *k = us_sum_key.block, *outer = us_sum_key.outer;              \
-        uint64_t lanes[WORDS] = {0}, low = bytes, high = 0;                                                        \
+        uint64_t lanes[WORDS] = {0}, low = bytes ^ (uint64_t)bound, high = (uint64_t)(bound >> 64);                \
+        uint64_t block = 0, rest = bytes % (8 * US_SUM_BLOCK), tail[US_SUM_BLOCK];                                 \
         VECTOR all = ZERO(), x;                                                                                    \
-        for (uint64_t block = 0; block < bytes / (8 * US_SUM_BLOCK); block++) {                                    \
+        for (; block < bytes / (8 * US_SUM_BLOCK); block++) {                                    \
             VECTOR a = ZERO(), b = ZERO();                                                                         \
             _Pragma("GCC unroll 8") for (int i = 0; i < US_SUM_BLOCK; i += 2 * WORDS) {                            \
                 x = XOR(LOADU((const void *)(m + i)), LOAD((const void *)(k + i)));                                \
@@ -77,6 +99,18 @@ static uint64_t us_sum_nh(const void *data, uint64_t bytes) {
             x = XOR(XOR(a, b), LOAD((const void *)(outer + WORDS * block)));                                       \
             all = XOR(all, MULTIPLY(x, x, 0x10));                                                                  \
             m += US_SUM_BLOCK;                                                                                     \
+        }                                                                                                          \
+        if (rest) {                                                                                                \
+            VECTOR a = ZERO();                                                                                     \
+            int words = (int)((rest + 8 * WORDS - 1) / (8 * WORDS) * WORDS);                                       \
+            memset(tail + words - WORDS, 0, 8 * WORDS);                                                            \
+            memcpy(tail, m, rest);                                                                                 \
+            for (int i = 0; i < words; i += WORDS) {                                                               \
+                x = XOR(LOADU((const void *)(tail + i)), LOAD((const void *)(k + i)));                             \
+                a = XOR(a, MULTIPLY(x, x, 0x10));                                                                  \
+            }                                                                                                      \
+            x = XOR(a, LOAD((const void *)(outer + WORDS * block)));                                               \
+            all = XOR(all, MULTIPLY(x, x, 0x10));                                                                  \
         }                                                                                                          \
         memcpy(lanes, &all, sizeof lanes);                                                                         \
         for (int i = 0; i < WORDS; i += 2) {                                                                       \
@@ -97,8 +131,8 @@ static int us_sum_can(int kind) {
     return kind == US_SUM_NH;
 }
 #else
-static inline uint64_t us_sum_clnh_256(const void *data, uint64_t bytes) { return us_sum_nh(data, bytes); }
-static inline uint64_t us_sum_clnh_512(const void *data, uint64_t bytes) { return us_sum_nh(data, bytes); }
+static inline uint64_t us_sum_clnh_256(const void *m, uint64_t n, us_u128 bound) { return us_sum_nh(m, n, bound); }
+static inline uint64_t us_sum_clnh_512(const void *m, uint64_t n, us_u128 bound) { return us_sum_nh(m, n, bound); }
 static int us_sum_can(int kind) { return kind == US_SUM_NH; }
 #endif
 
@@ -116,10 +150,14 @@ static int us_sum_start(void) { /* draws the key, once: 0 or -errno */
     return 0;
 }
 
-/* `bytes`: a multiple of 1 KiB, at most 64 KiB; `data` aligned to 8. */
-static inline uint64_t us_sum_by(int kind, const void *data, uint64_t bytes) {
-    if (kind == US_SUM_CLNH_512) return us_sum_clnh_512(data, bytes);
-    if (kind == US_SUM_CLNH_256) return us_sum_clnh_256(data, bytes);
-    return us_sum_nh(data, bytes);
+/* At most US_SUM_BLOCKS, from anywhere. */
+static inline uint64_t us_sum_at(int kind, const void *data, uint64_t bytes, us_u128 bound) {
+    if (kind == US_SUM_CLNH_512) return us_sum_clnh_512(data, bytes, bound);
+    if (kind == US_SUM_CLNH_256) return us_sum_clnh_256(data, bytes, bound);
+    return us_sum_nh(data, bytes, bound);
+}
+static inline uint64_t us_sum_by(int kind, const void *data, uint64_t bytes) { return us_sum_at(kind, data, bytes, 0); }
+static inline uint64_t us_sum_bound(int kind, const void *data, uint64_t bytes, uint64_t one, uint64_t other) {
+    return us_sum_at(kind, data, bytes, us_sum_pair(one, other));
 }
 #endif

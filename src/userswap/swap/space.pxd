@@ -2,7 +2,7 @@
 # and the bytes come out. Knows no addresses of regions; nobody above it knows which device holds an id.
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
-from userswap.backends.codec cimport Worker
+from userswap.backends.codec cimport PARTS, Worker
 from userswap.backends.swapfile cimport SwapFile
 from userswap.backends.zswap cimport Zswap
 from userswap.native.us cimport us_mutex
@@ -33,6 +33,12 @@ cdef enum:
 
 ctypedef SwapFile* SwapFilePointer
 ctypedef KinSlots* KinSlotsPointer
+
+# What is written together, folio by folio: packed with the sums of its parts (backends/seal), or as it is.
+cdef struct Folio:
+    uint64_t[PARTS] sums
+    int length
+    bint raw
 
 cdef struct Deferred:
     int64_t slot
@@ -74,6 +80,9 @@ cdef struct SwapSpace:
     int[MOST_DEVICES] inherited                 # it is an ancestor's
     int64_t[MOST_DEVICES] referred              # of those: slots that our ids have
     int64_t[MOST_DEVICES] kept                  # of ours: slots that we freed and other processes still refer to
+    char* keys                  # a page: of each file that is encrypted; NULL: there is none
+    bint[MOST_DEVICES] encrypted
+    bint encrypt                # what is opened from now on shall be
     int64_t[MOST_DEVICES] bytes_read
     int64_t[MOST_DEVICES] bytes_written
     bint untold                 # one was, and there was no memory to note which: so none is given out again
@@ -97,13 +106,14 @@ cdef struct SwapSpace:
     uint64_t[MOVE_RUNS] owners  # and what storage remembers
     int[MOVE_RUNS] picked       # those that go together
     uint8_t[MOVE_RUNS] left     # which are still to be picked
+    Folio[MOVE_RUNS] opened     # what they are
+    Folio[MOVE_RUNS] closing    # what is about to be written
     int64_t demote_at           # ns: not before this
     int64_t tidy_at
     int64_t untidy              # something was freed since nothing was found to give back
     int64_t bounce_bytes
     int64_t retry_at            # ns: no writeback before this, after there was no room
     int64_t device_error        # errno of the last failed write, 0 when the last one worked
-    int64_t failed              # the device of the last read that failed
     int64_t swap_outs
     int64_t swap_ins
     int64_t part_ins            # parts of folios that came by themselves
@@ -113,6 +123,9 @@ cdef struct SwapSpace:
     int64_t demotions           # and from one swap file to a slower one
     int64_t writebacks          # folios moved from zswap to a slot, or put there at once
     int64_t slot_stored         # packed bytes in slots
+    int64_t reads_again         # folios that had to be read from a slot once more
+    int64_t reads_lost          # and in vain
+    uint64_t lost_at            # entry of the last folio that was not what it was
     int64_t same_filled
     int64_t runs                # large folios that left together
     int64_t cache_hits          # swap-ins served from another holder's folio
@@ -128,6 +141,8 @@ cdef struct SwapSpace:
 # design.
 cdef SwapSpace* space_new(const char* design, uint64_t address_space, uint64_t slots_bytes, int64_t bounce,
                           const HolderOps* holders, void* ctx) noexcept nogil
+# Swap files that are opened from now on are encrypted: 0, -ENOMEM, or -ENOSYS: there is no cipher.
+cdef int space_encrypt(SwapSpace* s) noexcept nogil
 # ---- swap files come and go with the gate closed, so that nobody else is in here ----
 # Takes the device over: its place, or -ENOMEM, -EMFILE (there are as many as can be), -EINVAL (the design has one
 # only). `directory`: where a forked process may make one of its own.
@@ -173,9 +188,10 @@ cdef void swap_out_run(SwapSpace* s, Worker* worker, const void* data, int count
 # zswap, the result hardly compresses): it has to leave as a whole.
 cdef uint64_t swap_out_parts(SwapSpace* s, Worker* worker, uint64_t id, const void* const* parts, CodecHint* hint,
                              uint64_t holder, bint cold, bint* updated) noexcept nogil
-# Loads the n bytes of an id into `data`: 0 or -errno (-EIO: the device or the copy is damaged; -ENXIO: it was
-# in the swap file of an ancestor that is out of reach). The id keeps its copy and its count.
-# `folio`: the holder whose clean folio it becomes, for the swap cache; 0: it will be written.
+# Loads the n bytes of an id into `data`: 0 or -errno (-EIO: the device says so; -EBADMSG, -ESTALE, -EXDEV: what is
+# there is not what was stored, see backends/seal; -ENXIO: it was in the swap file of an ancestor that is out of
+# reach). The id keeps its copy and its count. `folio`: the holder whose clean folio it becomes, for the swap cache;
+# 0: it will be written.
 cdef int swap_in(SwapSpace* s, Worker* worker, uint64_t id, void* data, int n, uint64_t folio) noexcept nogil
 # One part of a whole folio, PART_BYTES.
 cdef int swap_in_part(SwapSpace* s, Worker* worker, uint64_t id, int part, void* data) noexcept nogil
@@ -209,8 +225,9 @@ cdef int64_t swap_compact(SwapSpace* s, int percent, int64_t effort) noexcept no
 # on.
 cdef void space_before_fork(SwapSpace* s) noexcept nogil
 cdef void space_inherit(SwapSpace* s) noexcept nogil
+# Where the last folio was that could not be loaded: text for a message.
+cdef void space_lost_at(SwapSpace* s, int error, char* text, int n) noexcept nogil
 cdef bint space_has_device(SwapSpace* s) noexcept nogil          # writeback has somewhere to go, or may have
-cdef const char* space_device_name(SwapSpace* s) noexcept nogil  # where a read failed last, for messages
 cdef int64_t space_slot_bytes(SwapSpace* s) noexcept nogil       # in use in swap files
 cdef int64_t space_pool_bytes(SwapSpace* s) noexcept nogil
 cdef int64_t space_churn(SwapSpace* s) noexcept nogil             # bytes stored and freed in zswap, ever

@@ -12,26 +12,38 @@ goes through run_write, everything that comes from one through run_read (or read
 Freeing order (see map.pxd): storage first, under the entry's lock, then the entry. So whoever finds an
 object in zswap, or a run of slots, under its mutex knows that the owner's id is alive and may try-lock it.
 """
-from libc.errno cimport EALREADY, EBUSY, EFAULT, EINVAL, EIO, EMFILE, ENODEV, ENOENT, ENOMEM, ENOSPC, ENXIO, errno
+from libc.errno cimport (
+    EAGAIN, EALREADY, EBADMSG, EBUSY, EDQUOT, EFAULT, EFBIG, EINTR, EINVAL, EIO, EMFILE, ENFILE, ENODEV, ENOENT, ENOMEM,
+    ENOSPC, ENOSYS, ENXIO, ESTALE, EXDEV, errno,
+)
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp, memcpy, memset, strcpy, strlen
+from libc.string cimport memcmp, memcpy, memset, strcpy, strerror, strlen
 
+from userswap.backends.cipher cimport (
+    KEY_BYTES, cipher_key, cipher_lock_page, cipher_page, cipher_ready, cipher_wipe,
+)
 from userswap.backends.codec cimport (
     FOLIO_BYTES, PACKED_BYTES, PART_BYTES, PARTS, PackedPart, Worker, codec_choose, codec_compress, codec_decompress,
-    codec_give, codec_hash, codec_keep, codec_length, codec_pack_parts, codec_part, codec_replace, codec_size,
+    codec_give, codec_hash, codec_keep, codec_pack_parts, codec_part, codec_replace, codec_size,
     codec_spread, codec_take, codec_update,
 )
+from userswap.backends.seal cimport (
+    ALL_PARTS, RAW_LENGTH, SEAL_WHOLE, seal_length, seal_look, seal_moved, seal_object, seal_open, seal_open_raw,
+    seal_place, seal_raw, seal_run, seal_slots, seal_stamp, seal_sums, seal_total, seal_update,
+)
 from userswap.backends.swapfile cimport (
-    CLUSTER_SLOTS, SLOT_BYTES, SwapFile, iovec, swapfile_alloc, swapfile_clusters, swapfile_collect, swapfile_copy,
-    swapfile_delete, swapfile_free, swapfile_metadata, swapfile_name, swapfile_new, swapfile_oldest, swapfile_owner,
-    swapfile_punch, swapfile_read, swapfile_scatter, swapfile_set_owner, swapfile_slots, swapfile_take, swapfile_tidy,
+    CLUSTER_SLOTS, IO_OPEN, SLOT_BYTES, SwapFile, iovec, swapfile_alloc, swapfile_clusters, swapfile_collect,
+    swapfile_copy, swapfile_delete, swapfile_free, swapfile_metadata, swapfile_name, swapfile_new, swapfile_oldest,
+    swapfile_owner, swapfile_punch, swapfile_read, swapfile_refused, swapfile_retire, swapfile_retired,
+    swapfile_scatter, swapfile_seals, swapfile_set_owner, swapfile_slots, swapfile_take, swapfile_tidy,
     swapfile_used, swapfile_words, swapfile_write,
 )
 from userswap.backends.zswap cimport (
     zswap_alloc, zswap_bytes, zswap_churn, zswap_cold, zswap_coldest, zswap_compact, zswap_delete, zswap_free,
     zswap_memory,
-    zswap_metadata, zswap_new, zswap_objects, zswap_owner, zswap_resize, zswap_room, zswap_set_owner,
+    zswap_metadata, zswap_new, zswap_objects, zswap_owner, zswap_peek, zswap_resize, zswap_room, zswap_set_owner,
     zswap_set_owner_cold, zswap_stored,
 )
 from userswap.native.descriptors cimport FIRST_FD, descriptor_up
@@ -39,7 +51,10 @@ from userswap.native.mman cimport (
     MADV_DONTDUMP, MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE,
     PROT_READ, PROT_WRITE, madvise, mmap, munmap,
 )
-from userswap.native.us cimport us_add, us_chaos, us_lock, us_now, us_read, us_trylock, us_unlock, us_write
+from userswap.native.sum cimport sum_start
+from userswap.native.us cimport (
+    us_add, us_chaos, us_load, us_lock, us_now, us_read, us_store, us_trylock, us_unlock, us_write,
+)
 from userswap.swap.dedupe cimport DEDUPE_WAYS, dedupe_add, dedupe_close, dedupe_find, dedupe_open
 from userswap.swap.entry cimport (
     SAME, SLOT, SLOT_RUN, ZSWAP, entry_make, entry_payload, entry_type, same_fits, same_make, same_value, slot_count,
@@ -64,6 +79,7 @@ cdef extern from "us.h" nogil:
         O_DIRECT
     int open(const char* path, int flags, ...)
     int close(int fd)
+    ssize_t write(int fd, const void* data, size_t n)
 
 cdef enum:
     MOST_DEFERRED = 1 << 24
@@ -87,6 +103,8 @@ cdef enum:
     SAMPLE_AGAIN = 64           # and of one that did not
     BATCH = MOVE_RUNS           # most folios in one writeback: of a page each they still make 1 MiB
     RETRY_NS = 100000000        # a device that failed is tried again after this long
+    READS = 2                   # times that a folio is read before it is lost
+    RAW_SLOTS = FOLIO_BYTES // SLOT_BYTES   # of a raw folio whose seal is in RAM: one that fills them
     GAP_SLOTS = 12              # a request costs about as much as reading so many more
 
 cdef int64_t ANY = <int64_t>1 << 62              # of priorities
@@ -102,7 +120,7 @@ cdef SwapSpace* space_new(const char* design, uint64_t address_space, uint64_t s
                           const HolderOps* holders, void* ctx) noexcept nogil:
     cdef SwapSpace* s
     cdef SwapMapOptions options
-    if swap_map_design(design) == NULL:
+    if swap_map_design(design) == NULL or sum_start() != 0:
         return NULL
     s = <SwapSpace*>calloc(1, sizeof(SwapSpace))
     if s == NULL:
@@ -241,7 +259,26 @@ cdef int space_swapon(SwapSpace* s, SwapFile* device, uint64_t limit, int priori
     return i
 
 
+cdef int space_encrypt(SwapSpace* s) noexcept nogil:
+    if not cipher_ready():
+        return -ENOSYS
+    if s.keys == NULL:
+        s.keys = cipher_page()
+        if s.keys == NULL:
+            return -ENOMEM
+    s.encrypt = True
+    return 0
+
+
+cdef inline const char* key_of(SwapSpace* s, int device) noexcept nogil:
+    return s.keys + device * KEY_BYTES if s.encrypted[device] else NULL
+
+
 cdef void take_number(SwapSpace* s, int number, SwapFile* device) noexcept nogil:
+    # Each file has a key of its own, from the moment it is opened: only this process writes to it.
+    s.encrypted[number] = s.encrypt
+    if s.encrypt and cipher_key(s.keys + number * KEY_BYTES) != 0:
+        swapfile_retire(device)         # the system gives no random numbers: nothing is written there
     s.shared[number] = NULL
     s.inherited[number] = False
     us_write(&s.referred[number], 0)
@@ -364,6 +401,8 @@ cdef void space_delete(SwapSpace* s) noexcept nogil:
             delete_device(s, i)
     if s.deferred != NULL:
         munmap(s.deferred, DEFERRED_BYTES)
+    if s.keys != NULL:
+        cipher_wipe(s.keys)
     if s.bounce != NULL:
         munmap(s.bounce, s.bounce_bytes)
     if s.incoming != NULL:
@@ -421,10 +460,33 @@ cdef bint space_has_device(SwapSpace* s) noexcept nogil:
     return False
 
 
+cdef void device_retire(SwapSpace* s, int device, int error) noexcept nogil:
+    """It failed: what is there stays, nothing more is stored there, and the user is told once."""
+    cdef char[512] text
+    cdef const char* reason = b"it does not return what was stored"
+    cdef int n, kept = errno
+    if device < 0 or s.devices[device] == NULL or not swapfile_retire(s.devices[device]):
+        return
+    if error not in (-EBADMSG, -ESTALE, -EXDEV):
+        reason = strerror(-error)
+    n = snprintf(text, sizeof(text),
+                 "userswap: the swap file %s has failed (%s): nothing more is stored there. What is there is still "
+                 "read; what can't be is not taken for data.\n", swapfile_name(s.devices[device]), reason)
+    write(2, text, n if n < <int>sizeof(text) else <int>sizeof(text) - 1)
+    (&errno)[0] = kept
+
+
+cdef inline bint passing(int error) noexcept nogil:
+    """No failure of the device: there may be room again, or time, or memory."""
+    return error in (-ENOSPC, -EDQUOT, -EFBIG, -EINTR, -EAGAIN, -ENOMEM, -EFAULT, -EMFILE, -ENFILE)
+
+
 cdef void device_failed(SwapSpace* s, Place* place, int error) noexcept nogil:
     """`place`: NULL: there is no room anywhere."""
     us_write(&s.device_error, -error)
     us_write(&place.retry_at if place != NULL else &s.retry_at, us_now() + RETRY_NS)
+    if place != NULL and not passing(error):
+        device_retire(s, <int>us_read(&place.device), error)
 
 
 cdef inline bint rests(const int64_t* retry_at) noexcept nogil:
@@ -441,8 +503,10 @@ cdef void open_own(SwapSpace* s, Place* place) noexcept nogil:
     if us_read(&place.device) < 0 and number < 0:
         device_failed(s, place, -EMFILE)
     elif us_read(&place.device) < 0:
-        fd = open(place.directory, O_TMPFILE | O_RDWR | O_CLOEXEC | O_DIRECT, 0o600)
-        if fd < 0:
+        fd = -1
+        if not swapfile_refused(IO_OPEN):
+            fd = open(place.directory, O_TMPFILE | O_RDWR | O_CLOEXEC | O_DIRECT, 0o600)
+        if fd < 0 and errno == EINVAL:
             fd = open(place.directory, O_TMPFILE | O_RDWR | O_CLOEXEC, 0o600)
         fd = descriptor_up(fd, FIRST_FD)
         device = swapfile_new(fd, place.limit, place.directory) if fd >= 0 else NULL
@@ -526,8 +590,19 @@ cdef int64_t alloc_slots(SwapSpace* s, int device, int n) noexcept nogil:
 
 
 cdef bint device_usable(SwapSpace* s) noexcept nogil:
+    cdef int i, j
+    cdef int64_t device
     free_deferred(s, False)     # before there is no room: who only allocates gives nothing back on the way
-    return space_has_device(s) and not rests(&s.retry_at)
+    if rests(&s.retry_at):
+        return False
+    for i in range(s.tier_count):
+        for j in range(s.tiers[i].count):
+            device = us_read(&s.places[s.tiers[i].places[j]].device)
+            if device >= 0 and swapfile_retired(s.devices[device]):
+                continue
+            if may_write(s, &s.places[s.tiers[i].places[j]]):
+                return True
+    return False
 
 
 cdef bint above(SwapSpace* s, const Tier* tier, int percent) noexcept nogil:
@@ -542,7 +617,73 @@ cdef bint above(SwapSpace* s, const Tier* tier, int percent) noexcept nogil:
     return used > most // 100 * percent
 
 
-cdef int write_to(SwapSpace* s, Place* place, const char* data, int slots, int64_t* slot) noexcept nogil:
+cdef void close_packed(SwapSpace* s, int device, int64_t slot, char* run, int length,
+                       const uint64_t* sums) noexcept nogil:
+    """A packed folio at the start of what will be written to these slots."""
+    cdef uint64_t stamp = seal_stamp()
+    swapfile_seals(s.devices[device], slot)[0] = stamp
+    seal_run(run, seal_slots(length), length, sums, seal_place(device, slot), stamp, key_of(s, device))
+
+
+cdef void close_raw(SwapSpace* s, int device, int64_t slot, char* data, int n) noexcept nogil:
+    """The same of a folio that is stored as it is, alone in RAW_SLOTS."""
+    seal_raw(data, n, seal_place(device, slot), seal_stamp(), key_of(s, device),
+             swapfile_seals(s.devices[device], slot))
+
+
+cdef inline int raw_slots(int n) noexcept nogil:
+    """Short ones have a trailer, as packed ones do: not as many slots, so not as many words in RAM."""
+    return seal_slots(n) if seal_slots(n) < RAW_SLOTS else RAW_SLOTS
+
+
+cdef inline int folio_slots(const Folio* folio) noexcept nogil:
+    return raw_slots(folio.length) if folio.raw else seal_slots(folio.length)
+
+
+cdef void close_run(SwapSpace* s, int device, int64_t slot, char* data, const Folio* folios, int count) noexcept nogil:
+    """What is about to be written there, folio after folio."""
+    cdef int i, slots
+    for i in range(count):
+        slots = folio_slots(&folios[i])
+        if folios[i].raw and slots == RAW_SLOTS:
+            close_raw(s, device, slot, data, folios[i].length)
+        else:
+            close_packed(s, device, slot, data, folios[i].length, folios[i].sums)
+        slot += slots
+        data += slots * SLOT_BYTES
+
+
+cdef int open_raw(SwapSpace* s, uint64_t entry, char* data, int n, int part) noexcept nogil:
+    cdef int device = slot_device(entry)
+    return seal_open_raw(data, n, part, seal_place(device, slot_offset(entry)), key_of(s, device),
+                         swapfile_seals(s.devices[device], slot_offset(entry)))
+
+
+cdef int open_packed(SwapSpace* s, uint64_t entry, char* run, int parts, int* length, uint64_t* sums) noexcept nogil:
+    cdef int device = slot_device(entry)
+    return seal_open(run, slot_count(entry), seal_place(device, slot_offset(entry)),
+                     swapfile_seals(s.devices[device], slot_offset(entry))[0], key_of(s, device), parts, length, sums)
+
+
+cdef void open_again(SwapSpace* s, int device, int64_t slot, char* data, const Folio* folios, int count) noexcept nogil:
+    """It could not be written: as it was before it was encrypted, for another device. (It was there a moment ago:
+    whether that works is not asked, as whoever loads it finds out by the sums.)"""
+    cdef uint64_t[PARTS] sums
+    cdef uint64_t entry
+    cdef int i, slots, length
+    for i in range(count):
+        slots = folio_slots(&folios[i])
+        entry = slot_make(device, slot, slots, folios[i].raw)
+        if folios[i].raw and slots == RAW_SLOTS:
+            open_raw(s, entry, data, folios[i].length, -1)
+        else:
+            open_packed(s, entry, data, 0, &length, sums)
+        slot += slots
+        data += slots * SLOT_BYTES
+
+
+cdef int write_to(SwapSpace* s, Place* place, char* data, int slots, const Folio* folios, int count,
+                  int64_t* slot) noexcept nogil:
     """To one place: the number of its device, or -errno."""
     cdef int device = usable(s, place)
     cdef int error
@@ -552,6 +693,7 @@ cdef int write_to(SwapSpace* s, Place* place, const char* data, int slots, int64
     if slot[0] < 0:
         return <int>slot[0]
     us_chaos()
+    close_run(s, device, slot[0], data, folios, count)
     error = swapfile_write(s.devices[device], slot[0], slots, data)
     if error == 0:
         us_add(&s.bytes_written[device], <int64_t>slots * SLOT_BYTES)
@@ -559,6 +701,8 @@ cdef int write_to(SwapSpace* s, Place* place, const char* data, int slots, int64
         us_write(&s.retry_at, 0)
         us_write(&s.device_error, 0)
         return device
+    if s.encrypted[device]:
+        open_again(s, device, slot[0], data, folios, count)
     swapfile_free(s.devices[device], slot[0], slots)
     # A page that the program has just thrown away (EFAULT) is no fault of the device.
     if error != -EFAULT:
@@ -566,19 +710,22 @@ cdef int write_to(SwapSpace* s, Place* place, const char* data, int slots, int64
     return error
 
 
-cdef int run_write(SwapSpace* s, uint32_t tiers, int64_t below, const char* data, int slots, int* device,
+cdef int run_write(SwapSpace* s, uint32_t tiers, int64_t below, char* data, const Folio* folios, int count, int* device,
                    int64_t* slot) noexcept nogil:
-    """Stores a run of slots in a swap file: of these tiers, of a priority below this one. Higher priorities first,
-    equal ones by turns; of one that is full, the next. 0, or -errno: -ENODEV if none may be used at all."""
-    cdef int error = -ENODEV, got, first, i, t
+    """Seals folios that are in a row and stores them as one run of slots in a swap file: of these tiers, of a priority
+    below this one. Higher priorities first, equal ones by turns; of one that is full, the next. 0, or -errno: -ENODEV
+    if none may be used at all. What is behind a packed folio in its last slot is written over."""
+    cdef int error = -ENODEV, slots = 0, got, first, i, t
     cdef Tier* tier
+    for i in range(count):
+        slots += folio_slots(&folios[i])
     for t in range(s.tier_count):
         tier = &s.tiers[t]
         if not tiers & tier.bit or tier.priority >= below:
             continue
         first = <int>((us_add(&tier.turn, slots) - 1) // TURN_SLOTS % tier.count)
         for i in range(tier.count):
-            got = write_to(s, &s.places[tier.places[(first + i) % tier.count]], data, slots, slot)
+            got = write_to(s, &s.places[tier.places[(first + i) % tier.count]], data, slots, folios, count, slot)
             if got >= 0:
                 device[0] = got
                 # Not at every write: it only has to be seen in time.
@@ -592,14 +739,40 @@ cdef int run_write(SwapSpace* s, uint32_t tiers, int64_t below, const char* data
     return error
 
 
-cdef int run_read(SwapSpace* s, uint64_t entry, int first, int count, char* buffer) noexcept nogil:
-    """`count` slots of a run from its `first` on, which its entry, locked, says where it is: 0 or -errno."""
-    cdef int device = slot_device(entry)
-    cdef int error
-    us_add(&s.bytes_read[device], <int64_t>count * SLOT_BYTES)
-    error = swapfile_read(s.devices[device], slot_offset(entry) + first, count, buffer)
+cdef int run_read(SwapSpace* s, uint64_t entry, char* buffer, int n, int part, int* length,
+                  uint64_t* sums) noexcept nogil:
+    """What a locked entry has in slots, verified, to an aligned buffer; what is not what it was is read once more.
+
+    `part`: the only one that is wanted, or -1. Of a packed folio all is read, and `length` and `sums` say what it has;
+    of a raw one the n bytes that are wanted are read. 0 or -errno (see backends/seal)."""
+    cdef SwapFile* f = s.devices[slot_device(entry)]
+    cdef int slots = slot_count(entry), tries = 0, error = -EIO
+    cdef int64_t slot = slot_offset(entry)
+    cdef bint in_ram = slot_raw(entry) and slots == RAW_SLOTS
+    if f == NULL:
+        return -ENXIO
+    if in_ram:
+        slots = n // SLOT_BYTES
+        slot += part * slots if part > 0 else 0
+        length[0] = n
+    if slots * SLOT_BYTES > PACKED_BYTES:
+        return -EIO
+    while error and tries < READS:
+        if tries:
+            us_add(&s.reads_again, 1)
+        tries += 1
+        us_add(&s.bytes_read[slot_device(entry)], <int64_t>slots * SLOT_BYTES)
+        error = swapfile_read(f, slot, slots, buffer)
+        us_chaos()
+        if error == 0 and in_ram:
+            error = open_raw(s, entry, buffer, n, part)
+        elif error == 0:
+            error = open_packed(s, entry, buffer, 1 << part if part >= 0 else ALL_PARTS, length, sums)
     if error:
-        us_write(&s.failed, device)
+        us_add(&s.reads_lost, 1)
+        us_store(&s.lost_at, entry)
+        if not passing(error):
+            device_retire(s, slot_device(entry), error)
     return error
 
 
@@ -644,10 +817,11 @@ cdef void stored_in_slots(SwapSpace* s, int slots) noexcept nogil:
     us_add(&s.slot_stored, <int64_t>slots * SLOT_BYTES)
 
 
-cdef int write_at_home(SwapSpace* s, uint64_t home, const char* data, int n) noexcept nogil:
+cdef int write_at_home(SwapSpace* s, uint64_t home, char* data, int n) noexcept nogil:
     """What is at home is not packed, as in Linux. On failure the slots are free again."""
     cdef int error
     swapfile_take(s.devices[0], slot_offset(home), slot_count(home))
+    close_raw(s, 0, slot_offset(home), data, n)
     error = swapfile_write(s.devices[0], slot_offset(home), n // SLOT_BYTES, data)
     if error:
         swapfile_free(s.devices[0], slot_offset(home), slot_count(home))
@@ -659,7 +833,7 @@ cdef int write_at_home(SwapSpace* s, uint64_t home, const char* data, int n) noe
     return error
 
 
-cdef uint64_t store_at_home(SwapSpace* s, const char* data, int n, uint64_t holder, int* error) noexcept nogil:
+cdef uint64_t store_at_home(SwapSpace* s, char* data, int n, uint64_t holder, int* error) noexcept nogil:
     """In the slot that the id is, for maps whose ids are slots: the id."""
     cdef uint64_t id
     cdef uint64_t ignored = 0
@@ -675,29 +849,34 @@ cdef uint64_t store_at_home(SwapSpace* s, const char* data, int n, uint64_t hold
         return 0
     error[0] = write_at_home(s, s.map.ops.home(s.map, id), data, n)
     if error[0] != 0:
-        device_failed(s, NULL, error[0])
+        device_failed(s, &s.places[0] if error[0] != -ENOSPC else NULL, error[0])
         s.map.ops.put(s.map, id, 1, &ignored)
         s.map.ops.free(s.map, id)
         return 0
     return id
 
 
-cdef uint64_t store_in_slots(SwapSpace* s, uint32_t tiers, const char* data, int length, bint raw,
+cdef uint64_t store_in_slots(SwapSpace* s, uint32_t tiers, char* data, int length, const uint64_t* sums, bint raw,
                              int* error) noexcept nogil:
-    """In a run of slots of its own: the entry."""
-    cdef int slots = (length + SLOT_BYTES - 1) // SLOT_BYTES
+    """In a run of slots of its own, from a buffer that has room for a trailer: the entry."""
+    cdef Folio folio
     cdef int device = 0
     cdef int64_t slot = 0
     if not device_usable(s):
         error[0] = -ENOSPC if space_has_device(s) else -ENODEV
         return 0
-    error[0] = run_write(s, tiers, ANY, data, slots, &device, &slot)
+    folio.length = length
+    folio.raw = raw
+    memcpy(folio.sums, sums, sizeof(folio.sums))
+    if raw:
+        memset(data + length, 0, raw_slots(length) * SLOT_BYTES - length)
+    error[0] = run_write(s, tiers, ANY, data, &folio, 1, &device, &slot)
     if error[0] == -ENOSPC:
         device_failed(s, NULL, error[0])
     if error[0] != 0:
         return 0
-    stored_in_slots(s, slots)
-    return slot_make(device, slot, slots, raw)
+    stored_in_slots(s, folio_slots(&folio))
+    return slot_make(device, slot, folio_slots(&folio), raw)
 
 
 # ---- identical folios ----
@@ -715,26 +894,28 @@ cdef uint32_t tiers_of(SwapSpace* s, uint64_t entry) noexcept nogil:
     return ALL_TIERS
 
 
-cdef bint stored_alike(SwapSpace* s, Worker* worker, uint64_t entry, const void* bytes, int length, bint raw,
-                       uint32_t tiers) noexcept nogil:
-    """Whether a locked entry's storage holds exactly these bytes: packed ones, or a folio as it is; and for these
-    tiers."""
-    cdef uint32_t stored
+cdef bint stored_alike(SwapSpace* s, Worker* worker, uint64_t entry, const void* bytes, int length,
+                       bint raw, uint32_t tiers) noexcept nogil:
+    """Whether a locked entry's storage holds exactly these bytes, packed ones, or a folio as it is; and whoever reads
+    it later will get them, as its seal is good; for the same tiers."""
+    cdef uint32_t total
     cdef const char* memory
-    cdef int slots = (length + SLOT_BYTES - 1) // SLOT_BYTES
+    cdef int n = 0
+    cdef uint64_t[PARTS] sums
     if tiers_of(s, entry) != tiers:
         return False
     if entry_type(entry) == ZSWAP and not raw:
-        memory = zswap_memory(s.zswap, entry_payload(entry), &stored)
-        return stored == <uint32_t>length and memcmp(memory, bytes, length) == 0
+        memory = zswap_memory(s.zswap, entry_payload(entry), &total)
+        return (total == <uint32_t>seal_total(length) and memcmp(memory, bytes, length) == 0
+                and seal_look(memory, total, entry_payload(entry), ALL_PARTS, &n, NULL) == 0)
     if entry_type(entry) == SLOT and slot_raw(entry) == raw:
-        if slots * SLOT_BYTES > FOLIO_BYTES or s.devices[slot_device(entry)] == NULL:
-            return False
         # A home is as large as a folio can be, whatever is in it; any other run says how long its folio is.
-        if slot_count(entry) != slots and not s.map.ops.bound:
+        if slot_count(entry) != (raw_slots(length) if raw else seal_slots(length)) and not s.map.ops.bound:
+            return False
+        if slot_count(entry) * SLOT_BYTES > FOLIO_BYTES:
             return False
         # Reading it back is cheaper than writing it once more, and a damaged one is just not alike.
-        return (run_read(s, entry, 0, slots, worker.folio) == 0
+        return (run_read(s, entry, worker.folio, length, -1, &n, sums) == 0 and n == length
                 and memcmp(worker.folio, bytes, length) == 0)
     return False
 
@@ -774,15 +955,20 @@ cdef struct Leaving:
     uint64_t hash               # 0: not to be found again
     bint raw                    # does not compress, and is not stored yet
     int packed                  # packed so long, in worker.packed, and is not stored yet
+    uint64_t[PARTS] sums        # of that
     int error
 
 
-cdef void store_packed(SwapSpace* s, const char* packed, int length, Leaving* leaving) noexcept nogil:
+cdef void store_packed(SwapSpace* s, const char* packed, int length, const uint64_t* sums,
+                       Leaving* leaving) noexcept nogil:
     """In zswap, if that has address space for it."""
     cdef uint32_t ignored
-    cdef uint64_t handle = zswap_alloc(s.zswap, length, 0)
+    cdef char* object
+    cdef uint64_t handle = zswap_alloc(s.zswap, seal_total(length), 0)
     if handle:
-        memcpy(zswap_memory(s.zswap, handle, &ignored), packed, length)
+        object = zswap_memory(s.zswap, handle, &ignored)
+        memcpy(object, packed, length)
+        seal_object(object, length, sums, handle)
         leaving.entry = entry_make(ZSWAP, handle)
 
 
@@ -810,15 +996,17 @@ cdef void store(SwapSpace* s, Worker* worker, const void* data, int n, CodecHint
             return
     if leaving.raw:
         return
+    seal_sums(worker.packed, length, leaving.sums)
     if not hint.tiers & TIER_ZSWAP and not s.map.ops.bound:
         leaving.packed = length         # straight to a file, with its neighbours if they go together
         return
-    store_packed(s, worker.packed, length, leaving)
+    store_packed(s, worker.packed, length, leaving.sums, leaving)
     if leaving.entry == 0:
         # No address space in the pool.
         leaving.raw = s.map.ops.bound
         if not leaving.raw:
-            leaving.entry = store_in_slots(s, hint.tiers, worker.packed, length, False, &leaving.error)
+            leaving.entry = store_in_slots(s, hint.tiers, worker.packed, length, leaving.sums, False,
+                                           &leaving.error)
 
 
 cdef void store_raw(SwapSpace* s, Worker* worker, const void* data, int n, uint32_t tiers, uint64_t holder,
@@ -828,42 +1016,57 @@ cdef void store_raw(SwapSpace* s, Worker* worker, const void* data, int n, uint3
     if s.map.ops.bound:
         leaving.id = store_at_home(s, worker.packed, n, holder, &leaving.error)
     else:
-        leaving.entry = store_in_slots(s, tiers, worker.packed, n, True, &leaving.error)
+        if n < FOLIO_BYTES:
+            seal_sums(worker.packed, n, leaving.sums)
+        leaving.entry = store_in_slots(s, tiers, worker.packed, n, leaving.sums, True, &leaving.error)
 
 
 cdef bint store_raw_run(SwapSpace* s, const void* data, int count, uint32_t tiers, Leaving* leaving) noexcept nogil:
     """Whole folios in a row that do not compress: one write, from where they are. False: they go one by one."""
-    cdef int slots = FOLIO_BYTES // SLOT_BYTES
+    cdef Folio[RUN_FOLIOS] folios
     cdef int64_t slot = 0
-    cdef int i, device = 0
+    cdef int i, device = 0, error
     if s.map.ops.bound or not device_usable(s):
         return False
-    # The kernel can't fault on a page that the program threw away meanwhile: EFAULT, and one by one they are mended.
-    if run_write(s, tiers, ANY, <const char*>data, count * slots, &device, &slot) != 0:
+    for i in range(count):
+        folios[i].raw = True
+        folios[i].length = FOLIO_BYTES
+    if s.encrypt:
+        # Not where the program's memory is, or may be again: in the buffer, if nobody gathers there just now.
+        if s.bounce == NULL or count * FOLIO_BYTES > s.bounce_bytes or not us_trylock(&s.writeback_lock):
+            return False
+        memcpy(s.bounce, data, count * FOLIO_BYTES)
+        error = run_write(s, tiers, ANY, s.bounce, folios, count, &device, &slot)
+        us_unlock(&s.writeback_lock)
+    else:
+        # The kernel can't fault on a page that the program threw away meanwhile: EFAULT, and one by one they are
+        # mended.
+        error = run_write(s, tiers, ANY, <char*>data, folios, count, &device, &slot)
+    if error:
         return False
     for i in range(count):
-        leaving[i].entry = slot_make(device, slot + i * slots, slots, True)
-        stored_in_slots(s, slots)
+        leaving[i].entry = slot_make(device, slot + i * RAW_SLOTS, RAW_SLOTS, True)
+        stored_in_slots(s, RAW_SLOTS)
     return True
 
 
-cdef inline int round_up(int length) noexcept nogil:
-    return (length + SLOT_BYTES - 1) // SLOT_BYTES * SLOT_BYTES
-
-
-cdef void write_gathered(SwapSpace* s, uint32_t tiers, Leaving* leaving, const int* which, int count,
-                         int64_t bytes) noexcept nogil:
+cdef void write_gathered(SwapSpace* s, uint32_t tiers, Leaving* leaving, const int* which, int count) noexcept nogil:
     """Packed folios that are in `bounce`, one behind the other: to one run of slots."""
-    cdef int device = 0, i
+    cdef Folio[RUN_FOLIOS] folios
+    cdef int device = 0, i, error
     cdef int64_t slot = 0
-    cdef int error = run_write(s, tiers, ANY, s.bounce, <int>(bytes // SLOT_BYTES), &device, &slot)
     cdef Leaving* one
+    for i in range(count):
+        folios[i].raw = False
+        folios[i].length = leaving[which[i]].packed
+        memcpy(folios[i].sums, leaving[which[i]].sums, sizeof(folios[i].sums))
+    error = run_write(s, tiers, ANY, s.bounce, folios, count, &device, &slot)
     for i in range(count):
         one = &leaving[which[i]]
         if error:
             one.error = error
             continue
-        one.entry = slot_make(device, slot, round_up(one.packed) // SLOT_BYTES, False)
+        one.entry = slot_make(device, slot, folio_slots(&folios[i]), False)
         slot += slot_count(one.entry)
         stored_in_slots(s, slot_count(one.entry))
 
@@ -872,12 +1075,13 @@ cdef int gather(SwapSpace* s, Worker* worker, uint32_t tiers, Leaving* leaving, 
                 int64_t* bytes) noexcept nogil:
     """Folio i is in worker.packed and goes to a file: with the others that are gathered (by who has the lock), if it
     has room there. How many are gathered now."""
-    if s.bounce != NULL and bytes[0] + round_up(leaving[i].packed) > s.bounce_bytes:
-        write_gathered(s, tiers, leaving, which, count, bytes[0])
+    cdef int64_t needed = seal_slots(leaving[i].packed) * SLOT_BYTES
+    if s.bounce != NULL and bytes[0] + needed > s.bounce_bytes:
+        write_gathered(s, tiers, leaving, which, count)
         bytes[0] = 0
         count = 0
     memcpy(s.bounce + bytes[0], worker.packed, leaving[i].packed)
-    bytes[0] += round_up(leaving[i].packed)
+    bytes[0] += needed
     which[count] = i
     return count + 1
 
@@ -938,10 +1142,10 @@ cdef void swap_out_run(SwapSpace* s, Worker* worker, const void* data, int count
         if leaving[i].packed and together:
             gathered = gather(s, worker, hint.tiers, leaving, i, which, gathered, &room)
         elif leaving[i].packed:
-            leaving[i].entry = store_in_slots(s, hint.tiers, worker.packed, leaving[i].packed, False,
-                                              &leaving[i].error)
+            leaving[i].entry = store_in_slots(s, hint.tiers, worker.packed, leaving[i].packed, leaving[i].sums,
+                                              False, &leaving[i].error)
     if gathered:
-        write_gathered(s, hint.tiers, leaving, which, gathered, room)
+        write_gathered(s, hint.tiers, leaving, which, gathered)
     if together:
         us_unlock(&s.writeback_lock)
     last = 0
@@ -991,27 +1195,38 @@ cdef uint64_t swap_out_parts(SwapSpace* s, Worker* worker, uint64_t id, const vo
     cdef PackedPart[PARTS] fresh
     cdef uint64_t entry, stored = 0
     cdef char* packed
-    cdef uint32_t before
-    cdef int i, length = 0, room = 0
+    cdef uint32_t total
+    cdef uint64_t[PARTS] sums
+    cdef int i, before = 0, length = 0, room = 0, kept = ALL_PARTS
     updated[0] = False
     if hint.recipe < 0:
         return 0
     codec_pack_parts(worker, hint.recipe, parts, fresh)
+    for i in range(PARTS):
+        kept &= ~(<int>(fresh[i].data != NULL) << i)
     entry = s.map.ops.lock(s.map, id)
     if entry_type(entry) == ZSWAP:
-        packed = zswap_memory(s.zswap, entry_payload(entry), &before)
+        packed = zswap_memory(s.zswap, entry_payload(entry), &total)
         # Nobody else reads an id that has no other holder, nor can it get one while that word is the caller's.
         us_chaos()
-        if s.map.ops.count(s.map, id) == 1:
+        # One sum for all of it would make damage of what is kept good.
+        if (s.map.ops.count(s.map, id) == 1
+                and seal_look(packed, total, entry_payload(entry), 0 if total >= SEAL_WHOLE + 40 else ALL_PARTS,
+                              &before, sums) == 0):
             updated[0] = codec_update(packed, before, fresh)
-        if not updated[0]:
+            if updated[0]:
+                seal_update(packed, before, sums, ALL_PARTS & ~kept)
+                seal_object(packed, before, sums, entry_payload(entry))
+        if not updated[0] and seal_look(packed, total, entry_payload(entry), kept, &before, sums) == 0:
             length = codec_replace(worker, hint.recipe, packed, before, fresh)
         if length > 0:
-            room = <int>zswap_room(length)
+            room = seal_length(<int>zswap_room(seal_total(length)))
             codec_spread(worker, length, room)
+            seal_sums(worker.packed, room, worker.sums)
             us_chaos()
-            if s.map.ops.count(s.map, id) == 1 and zswap_resize(s.zswap, entry_payload(entry), room):
+            if s.map.ops.count(s.map, id) == 1 and zswap_resize(s.zswap, entry_payload(entry), seal_total(room)):
                 memcpy(packed, worker.packed, room)
+                seal_object(packed, room, worker.sums, entry_payload(entry))
                 updated[0] = True
         if updated[0] and cold:
             # While it is locked: after that it may be somewhere else, and another object where it was.
@@ -1023,7 +1238,7 @@ cdef uint64_t swap_out_parts(SwapSpace* s, Worker* worker, uint64_t id, const vo
         us_add(&s.part_updates, 1)
     elif length > 0:
         memset(&leaving, 0, sizeof(leaving))
-        store_packed(s, worker.packed, room, &leaving)
+        store_packed(s, worker.packed, room, worker.sums, &leaving)
         if leaving.entry:
             publish(s, &leaving, 1, cold, hint.tiers, holder, &stored)
     for i in range(PARTS):
@@ -1031,18 +1246,46 @@ cdef uint64_t swap_out_parts(SwapSpace* s, Worker* worker, uint64_t id, const vo
     return stored
 
 
+cdef int object_good(SwapSpace* s, uint64_t entry, const char* packed, int total, int parts,
+                     int* length) noexcept nogil:
+    cdef int error = seal_look(packed, total, entry_payload(entry), parts, length, NULL)
+    if error:
+        us_add(&s.reads_lost, 1)
+        us_store(&s.lost_at, entry)
+    return error
+
+
+cdef void space_lost_at(SwapSpace* s, int error, char* text, int n) noexcept nogil:
+    cdef uint64_t entry = us_load(&s.lost_at)
+    cdef const char* reason = b"what is there is not what was stored, bytes have changed"
+    cdef SwapFile* f = NULL
+    if error == -ESTALE:
+        reason = b"what is there is older than what was stored, a write was lost"
+    elif error == -EXDEV:
+        reason = b"what is there was stored for another place, a write or this read went astray"
+    elif error != -EBADMSG:
+        reason = strerror(-error)
+    if entry_type(entry) == SLOT:
+        f = s.devices[slot_device(entry)]
+    if f != NULL:
+        snprintf(text, n, "%s: %s (slot %llu)", swapfile_name(f), reason, <unsigned long long>slot_offset(entry))
+    else:
+        snprintf(text, n, "zswap: %s", reason)
+
+
 cdef int load_entry(SwapSpace* s, Worker* worker, uint64_t entry, void* data, int n) noexcept nogil:
     """The bytes behind an entry that the caller has locked."""
     cdef int type = entry_type(entry)
-    cdef uint32_t length
+    cdef uint32_t total
     cdef const char* packed
     cdef uint64_t value
     cdef uint64_t* words
-    cdef int i, error, slots
+    cdef int i, error, length = 0
     worker.loaded = 0
     if type == ZSWAP:
-        packed = zswap_memory(s.zswap, entry_payload(entry), &length)
-        return codec_decompress(worker, packed, length, data, n)
+        packed = zswap_memory(s.zswap, entry_payload(entry), &total)
+        error = object_good(s, entry, packed, total, ALL_PARTS, &length)
+        return codec_decompress(worker, packed, length, data, n) if error == 0 else error
     if type == SAME:
         value = same_value(entry)
         words = <uint64_t*>data
@@ -1050,22 +1293,17 @@ cdef int load_entry(SwapSpace* s, Worker* worker, uint64_t entry, void* data, in
             words[i] = value
         return 0
     if type == SLOT:
-        slots = slot_count(entry)
-        if s.devices[slot_device(entry)] == NULL:
-            return -ENXIO
-        if slot_raw(entry):
-            # a home is as large as a folio can be; what is in it may be a smaller one
-            if slots * SLOT_BYTES < n or (slots * SLOT_BYTES != n and not s.map.ops.bound):
-                return -EIO
-            slots = n // SLOT_BYTES
-        if slots * SLOT_BYTES > PACKED_BYTES:
+        # a home is as large as a folio can be; what is in it may be a smaller one
+        if slot_raw(entry) and raw_slots(n) != slot_count(entry) and not s.map.ops.bound:
             return -EIO
-        error = run_read(s, entry, 0, slots, worker.packed)
+        error = run_read(s, entry, worker.packed, n, -1, &length, worker.sums)
         if error:
             return error
         if not slot_raw(entry):
-            worker.loaded = slots * SLOT_BYTES
-            return codec_decompress(worker, worker.packed, slots * SLOT_BYTES, data, n)
+            worker.loaded = length
+            return codec_decompress(worker, worker.packed, length, data, n)
+        if length != n:
+            return -EIO
         memcpy(data, worker.packed, n)
         return 0
     return -EIO
@@ -1086,29 +1324,25 @@ cdef int swap_in(SwapSpace* s, Worker* worker, uint64_t id, void* data, int n, u
 
 cdef int swap_in_part(SwapSpace* s, Worker* worker, uint64_t id, int part, void* data) noexcept nogil:
     cdef uint64_t entry = s.map.ops.lock(s.map, id)
-    cdef uint32_t length
+    cdef uint32_t total
     cdef const char* packed
-    cdef int error = 0
+    cdef int error = 0, length = 0
     us_chaos()
     worker.loaded = 0
     if entry_type(entry) == ZSWAP:
-        packed = zswap_memory(s.zswap, entry_payload(entry), &length)
-        error = codec_part(worker, packed, length, part, data)
+        packed = zswap_memory(s.zswap, entry_payload(entry), &total)
+        error = object_good(s, entry, packed, total, 1 << part, &length)
+        if error == 0:
+            error = codec_part(worker, packed, length, part, data)
     elif entry_type(entry) == SAME:
         error = load_entry(s, worker, entry, data, PART_BYTES)
-    elif entry_type(entry) != SLOT or slot_count(entry) > PACKED_BYTES // SLOT_BYTES:
+    elif entry_type(entry) != SLOT or (slot_raw(entry) and slot_count(entry) != RAW_SLOTS):
         error = -EIO
-    elif s.devices[slot_device(entry)] == NULL:
-        error = -ENXIO
-    elif slot_raw(entry):
-        error = -EIO
-        if slot_count(entry) * SLOT_BYTES == FOLIO_BYTES:
-            error = run_read(s, entry, part * (PART_BYTES // SLOT_BYTES), PART_BYTES // SLOT_BYTES, worker.packed)
-            memcpy(data, worker.packed, PART_BYTES)
     else:
-        length = slot_count(entry) * SLOT_BYTES
-        error = run_read(s, entry, 0, slot_count(entry), worker.packed)
-        if error == 0:
+        error = run_read(s, entry, worker.packed, PART_BYTES, part, &length, worker.sums)
+        if error == 0 and slot_raw(entry):
+            memcpy(data, worker.packed, PART_BYTES)
+        elif error == 0:
             worker.loaded = length
             error = codec_part(worker, worker.packed, length, part, data)
     s.map.ops.unlock(s.map, id, entry)
@@ -1120,12 +1354,13 @@ cdef int swap_in_part(SwapSpace* s, Worker* worker, uint64_t id, int part, void*
 cdef uint64_t swap_promote(SwapSpace* s, Worker* worker, uint64_t id, uint32_t tiers, uint64_t holder) noexcept nogil:
     cdef Leaving leaving
     cdef uint64_t entry
-    cdef int length = codec_length(worker.packed, worker.loaded) if worker.loaded and not s.map.ops.bound else -1
+    cdef int length = worker.loaded
     worker.loaded = 0
-    if length < 0 or s.newest_first or not tiers & TIER_ZSWAP:
+    if length == 0 or s.map.ops.bound or s.newest_first or not tiers & TIER_ZSWAP:
         return id
     memset(&leaving, 0, sizeof(leaving))
-    store_packed(s, worker.packed, length, &leaving)
+    # With the sums that it had in the file, of which only those are verified that were wanted.
+    store_packed(s, worker.packed, length, worker.sums, &leaving)
     if leaving.entry == 0:
         return id
     us_chaos()
@@ -1212,15 +1447,16 @@ cdef void swap_fetch(SwapSpace* s, const uint64_t* ids, int n, char* frames, cha
 
 
 cdef int swap_unpack(SwapSpace* s, Worker* worker, uint64_t entry, char* frame) noexcept nogil:
-    cdef int error = 0
+    cdef int error, length = 0
     worker.loaded = 0
     if slot_raw(entry):
-        if slot_count(entry) * SLOT_BYTES != FOLIO_BYTES:
-            return -EIO
+        error = open_raw(s, entry, frame, FOLIO_BYTES, -1) if slot_count(entry) == RAW_SLOTS else -EIO
     else:
         memcpy(worker.packed, frame, slot_count(entry) * SLOT_BYTES)
-        worker.loaded = slot_count(entry) * SLOT_BYTES
-        error = codec_decompress(worker, worker.packed, slot_count(entry) * SLOT_BYTES, frame, FOLIO_BYTES)
+        error = open_packed(s, entry, worker.packed, ALL_PARTS, &length, worker.sums)
+        if error == 0:
+            worker.loaded = length
+            error = codec_decompress(worker, worker.packed, length, frame, FOLIO_BYTES)
     if error == 0:
         us_add(&s.swap_ins, 1)
     return error
@@ -1285,8 +1521,11 @@ cdef bint lock_owner(void* ctx, uint64_t owner, uint64_t handle) noexcept nogil:
     return s.map.ops.try_owner(s.map, owner & OWNER, entry_make(ZSWAP, handle))
 
 
-cdef void owner_moved(void* ctx, uint64_t owner, uint64_t fresh) noexcept nogil:
+cdef void owner_moved(void* ctx, uint64_t owner, uint64_t handle, uint64_t fresh) noexcept nogil:
     cdef SwapSpace* s = <SwapSpace*>ctx
+    cdef uint32_t total
+    cdef char* object = zswap_peek(s.zswap, fresh, &total)
+    seal_moved(object, total, handle, fresh)
     s.map.ops.unlock_owner(s.map, owner & OWNER, entry_make(ZSWAP, fresh))
 
 
@@ -1296,32 +1535,45 @@ cdef int64_t swap_compact(SwapSpace* s, int percent, int64_t effort) noexcept no
 
 cdef int write_group(SwapSpace* s, int count, uint32_t tiers, int64_t* moved) noexcept nogil:
     """Writes those of the locked objects that `picked` names to one run of slots and points their owners there. On
-    failure everything is as before."""
-    cdef uint32_t length
+    failure everything is as before, and so is an object that is not what it was: it gets no fresh seal in the
+    file. -EBADMSG: none is."""
+    cdef uint32_t total
     cdef const char* packed
     cdef int64_t at = 0, slot = 0
     cdef uint64_t entry, handle, owner
-    cdef int i, device = 0, error
+    cdef Folio* folio
+    cdef int i, device = 0, good = 0, error
     for i in range(count):
-        packed = zswap_memory(s.zswap, s.moving[s.picked[i]], &length)
-        memcpy(s.bounce + at, packed, length)
-        at += round_up(<int>length)
-    error = run_write(s, tiers, ANY, s.bounce, <int>(at // SLOT_BYTES), &device, &slot)
+        handle = s.moving[s.picked[i]]
+        packed = zswap_memory(s.zswap, handle, &total)
+        folio = &s.closing[good]
+        folio.raw = False
+        error = seal_look(packed, total, handle, ALL_PARTS, &folio.length, folio.sums)
+        # A trailer in the file is longer than the seal in zswap: they may need a slot more than was said.
+        if error or at + folio_slots(folio) * SLOT_BYTES > s.bounce_bytes:
+            s.map.ops.unlock_owner(s.map, s.owners[s.picked[i]] & OWNER, entry_make(ZSWAP, handle))
+            continue
+        memcpy(s.bounce + at, packed, folio.length)
+        at += folio_slots(folio) * SLOT_BYTES
+        s.picked[good] = s.picked[i]
+        good += 1
+    if good == 0:
+        return -EBADMSG
+    error = run_write(s, tiers, ANY, s.bounce, s.closing, good, &device, &slot)
     us_chaos()
-    for i in range(count):
+    for i in range(good):
         handle = s.moving[s.picked[i]]
         owner = s.owners[s.picked[i]]
         if error:
             s.map.ops.unlock_owner(s.map, owner & OWNER, entry_make(ZSWAP, handle))
             continue
-        zswap_memory(s.zswap, handle, &length)
-        entry = slot_make(device, slot, round_up(<int>length) // SLOT_BYTES, False)
+        entry = slot_make(device, slot, folio_slots(&s.closing[i]), False)
         zswap_free(s.zswap, handle)
         set_slot_owner(s, entry, owner)
         us_chaos()
         s.map.ops.unlock_owner(s.map, owner & OWNER, entry)
         slot += slot_count(entry)
-        moved[0] += length
+        moved[0] += s.closing[i].length
         us_add(&s.slot_stored, <int64_t>slot_count(entry) * SLOT_BYTES)
         us_add(&s.writebacks, 1)
     return error
@@ -1358,13 +1610,16 @@ cdef int write_batch(SwapSpace* s, int count, int64_t* moved) noexcept nogil:
 
 cdef int write_home(SwapSpace* s, Worker* worker, uint64_t handle, uint64_t owner, int64_t* moved) noexcept nogil:
     """The same for one locked object of a map whose ids are slots: unpacked, to the slot that the id is."""
-    cdef uint32_t length
-    cdef const char* packed = zswap_memory(s.zswap, handle, &length)
+    cdef uint32_t total
+    cdef const char* packed = zswap_memory(s.zswap, handle, &total)
     cdef uint64_t home = s.map.ops.home(s.map, owner & OWNER)
-    cdef int n = codec_size(packed, length)
-    cdef int error = codec_decompress(worker, packed, length, worker.folio, n) if 0 < n <= FOLIO_BYTES else -EIO
+    cdef int length = 0, n
+    cdef int error = seal_look(packed, total, handle, ALL_PARTS, &length, NULL)
     if error == 0:
-        error = write_at_home(s, home, worker.folio, n)
+        n = codec_size(packed, length)
+        error = codec_decompress(worker, packed, length, worker.folio, n) if 0 < n <= FOLIO_BYTES else -EIO
+        if error == 0:
+            error = write_at_home(s, home, worker.folio, n)
     us_chaos()
     if error:
         s.map.ops.unlock_owner(s.map, owner & OWNER, entry_make(ZSWAP, handle))
@@ -1413,8 +1668,12 @@ cdef int64_t swap_writeback(SwapSpace* s, int64_t want, bint rest) noexcept nogi
     if worker != NULL:
         codec_give(worker)
     us_unlock(&s.writeback_lock)
-    if error == -ENOSPC or (error and s.map.ops.bound):
+    if error == -EBADMSG:
+        error = 0                       # nobody's but the object's, which stays where it is
+    elif error == -ENOSPC:
         device_failed(s, NULL, error)
+    elif error and s.map.ops.bound:
+        device_failed(s, &s.places[0], error)
     return moved if moved else error
 
 
@@ -1453,7 +1712,7 @@ cdef void settle(Mover* m, int i, uint64_t fresh) noexcept nogil:
 
 
 cdef bint send(Mover* m, int first, int count) noexcept nogil:
-    """Some of the picked runs, which are in `incoming`, to one run of another file. False: there is no room."""
+    """Some of the picked runs, which are in `incoming`, to a run of slots of another file. False: there is no room."""
     cdef SwapSpace* s = m.s
     cdef int64_t at = 0, slot = 0, length
     cdef uint64_t entry
@@ -1461,9 +1720,10 @@ cdef bint send(Mover* m, int first, int count) noexcept nogil:
     for j in range(first, first + count):
         i = s.picked[j]
         length = run_bytes(s.owners[i])
+        s.closing[j - first] = s.opened[i]
         memcpy(s.bounce + at, s.incoming + (<int64_t>s.moving[i] - <int64_t>s.moving[0]) * SLOT_BYTES, length)
         at += length
-    if run_write(s, allowed(s.owners[s.picked[first]]), m.below, s.bounce, <int>(at // SLOT_BYTES), &device, &slot):
+    if run_write(s, allowed(s.owners[s.picked[first]]), m.below, s.bounce, s.closing, count, &device, &slot):
         return False
     for j in range(first, first + count):
         i = s.picked[j]
@@ -1486,16 +1746,17 @@ cdef bint send_to_zswap(Mover* m, int i) noexcept nogil:
     cdef int length
     if not allowed(s.owners[i]) & TIER_ZSWAP or m.zswap < bytes:
         return False
+    length = s.opened[i].length
     if raw:
-        length = codec_keep(m.worker, data, <int>bytes)
+        length = codec_keep(m.worker, data, length)
         data = m.worker.packed
-    else:
-        length = codec_length(data, <int>bytes)
+        if length > 0:
+            seal_sums(data, length, s.opened[i].sums)
     if length <= 0:
         m.moved.error = -EIO
         return False
     memset(&leaving, 0, sizeof(leaving))
-    store_packed(s, data, length, &leaving)
+    store_packed(s, data, length, s.opened[i].sums, &leaving)
     if leaving.entry == 0:
         return False
     zswap_set_owner(s.zswap, entry_payload(leaving.entry), s.owners[i] & ~(<uint64_t>63 << TAG_SLOTS))
@@ -1526,20 +1787,42 @@ cdef void send_picked(Mover* m, int count) noexcept nogil:
             first += 1
 
 
+cdef int open_incoming(Mover* m, int i) noexcept nogil:
+    """A run that was read is verified, and `opened` says what it is."""
+    cdef SwapSpace* s = m.s
+    cdef char* data = s.incoming + (<int64_t>s.moving[i] - <int64_t>s.moving[0]) * SLOT_BYTES
+    cdef uint64_t entry = entry_of(m.device, <int64_t>s.moving[i], s.owners[i])
+    s.opened[i].raw = slot_raw(entry)
+    if slot_raw(entry) and slot_count(entry) == RAW_SLOTS:
+        s.opened[i].length = <int>swapfile_seals(s.devices[m.device], slot_offset(entry))[RAW_LENGTH]
+        return open_raw(s, entry, data, s.opened[i].length, -1)
+    return open_packed(s, entry, data, ALL_PARTS, &s.opened[i].length, s.opened[i].sums)
+
+
 cdef void fetch_runs(Mover* m, int first, int end) noexcept nogil:
-    """Reads the runs first .. end - 1, in a row but for small gaps, to their places in `incoming`. What can't be read
-    is unlocked, and not `left`."""
+    """Reads the runs first .. end - 1, in a row but for small gaps, to their places in `incoming`, and verifies them.
+    What can't be had, when it is asked for alone, is unlocked, and not `left`."""
     cdef SwapSpace* s = m.s
     cdef int64_t start = <int64_t>s.moving[first], base = <int64_t>s.moving[0]
     cdef int64_t length = <int64_t>s.moving[end - 1] - start + run_bytes(s.owners[end - 1]) // SLOT_BYTES
-    cdef int error, i
-    us_add(&s.bytes_read[m.device], length * SLOT_BYTES)
-    error = swapfile_read(s.devices[m.device], start, <int>length, s.incoming + (start - base) * SLOT_BYTES)
-    if error and end - first > 1:
+    cdef int i, error = 0, tries = 0
+    while tries < (READS if end - first == 1 else 1):
+        tries += 1
+        us_add(&s.bytes_read[m.device], length * SLOT_BYTES)
+        error = swapfile_read(s.devices[m.device], start, <int>length, s.incoming + (start - base) * SLOT_BYTES)
+        if error == 0 and end - first == 1:
+            error = open_incoming(m, first)
+        if error == 0:
+            break
+    if end - first > 1:
         for i in range(first, end):
-            fetch_runs(m, i, i + 1)
+            if error or open_incoming(m, i):
+                fetch_runs(m, i, i + 1)
     elif error:
-        m.moved.error = error
+        us_add(&s.reads_lost, 1)
+        us_store(&s.lost_at, entry_of(m.device, start, s.owners[first]))
+        device_retire(s, m.device, error)
+        m.moved.error = -EIO
         s.left[first] = 0
         s.map.ops.unlock_owner(s.map, s.owners[first] & OWNER, entry_of(m.device, start, s.owners[first]))
 
@@ -1809,10 +2092,5 @@ cdef void space_inherit(SwapSpace* s) noexcept nogil:
     s.untold = False                    # nor do we give slots of its file out
     forget_ancestors(s)
     order_tiers(s)
-
-
-cdef const char* space_device_name(SwapSpace* s) noexcept nogil:
-    cdef SwapFile* f = s.devices[us_read(&s.failed)]
-    if f == NULL:
-        return b"zswap"
-    return swapfile_name(f)
+    if s.keys != NULL:
+        cipher_lock_page(s.keys)        # which a fork does not inherit
