@@ -733,7 +733,8 @@ def test_doctor_tries_it_out(tmp_path: Path) -> None:
 
 
 def test_calloc_is_zeros_also_of_memory_that_was_freed() -> None:
-    check("""
+    check(
+        """
 for size in (2 * M, 3 * M + 4096, 8 * M, 20 * M):
     block = C.malloc(size)
     put(block, 1, size)
@@ -745,4 +746,6 @@ for size in (2 * M, 3 * M + 4096, 8 * M, 20 * M):
         put(block, 2, size // 4096 * 4096)
         C.free(block)
 sound()
-""", ram="256M")
+""",
+        ram="256M",
+    )
