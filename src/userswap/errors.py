@@ -37,6 +37,8 @@ class BudgetError(UserswapError, ValueError):
 
 class ControlError(UserswapError):
     """A running program can't be reached, or can't do what was asked of it; or was sent what is no message of ours."""
+
+
 class DataLost(UserswapError, OSError):  # noqa: N818 - what happened, as in "data lost"
     """Data that was swapped out can't be brought back: the device failed, or what is there is not what was stored.
 

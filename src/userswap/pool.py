@@ -838,8 +838,8 @@ def _encrypts(wanted: bool | None, files: bool) -> bool:
     if wanted is None:
         return False
     raise UnsupportedError(
-        "Swap files can't be encrypted here: there is no libcrypto of OpenSSL 3. Install it (apt-get install libssl3), or "
-        "go without (encrypt=False, --no-encrypt)."
+        "Swap files can't be encrypted here: there is no libcrypto of OpenSSL 3. Install it (apt-get install libssl3), "
+        "or go without (encrypt=False, --no-encrypt)."
     )
 
 
