@@ -1733,7 +1733,7 @@ cdef int64_t evict(void* ctx, int64_t want, bint parts, bint every) noexcept nog
 
 
 cdef int64_t evict_in_turn(void* ctx, int64_t want, bint parts) noexcept nogil:
-    """For reclaim; of a small pool by one thread at a time: until a batch has gone, its packed copies are there, too."""
+    """For reclaim; of a small pool by one thread at a time: until a batch has gone, its copies are there, too."""
     cdef MemoryPool* pool = <MemoryPool*>ctx
     cdef int64_t freed
     if not pool.small:
