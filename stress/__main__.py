@@ -96,8 +96,13 @@ def run(one: Round, seconds: float, log: Path) -> tuple[bool, dict[str, int]]:
     try:
         figures = json.loads(printed.splitlines()[-1])
     except (IndexError, ValueError):
+        figures = None
+    if started.returncode or figures is None:
+        # A child that is gone without a word, or one that says so on standard output, would leave nothing to go by.
+        with log.open("ab") as errors:
+            errors.write(printed[-4000:] + f"\nIt ended with status {started.returncode}.\n".encode())
         return False, {}
-    return started.returncode == 0, figures["done"] | {"checked": figures["checked"]}
+    return True, figures["done"] | {"checked": figures["checked"]}
 
 
 def main() -> int:
