@@ -154,3 +154,20 @@ def test_of_a_folio_of_numbers_no_recipe_wins_that_is_slow_and_hardly_better() -
     chosen = [codec.compress(walk, -1) for walk in walks]
     names = {name for name, _ in chosen}
     assert names <= {"lz4 bitshuffle 8", "lz4 bitshuffle 8 split"}, names
+
+
+@pytest.mark.parametrize("recipe", range(RECIPES))
+def test_after_a_short_folio_no_other_had_parts(recipe: int) -> None:
+    """Blosc2's context kept the short block, for good: whatever it packed afterwards could only be had as a whole."""
+    folio = data("small", FOLIO, 3).tobytes()
+    for length in (4096, 8192, 12288):
+        for _ in range(16):  # each worker in turn
+            _, packed = codec.compress(folio[:length], recipe)
+            if packed is not None:
+                assert codec.decompress(packed, length) == folio[:length]
+    for _ in range(16):
+        _, packed = codec.compress(folio, recipe)
+        assert packed is not None
+        assert int.from_bytes(packed[8:12], "little") == PART
+        for part in range(4):
+            assert codec.part(packed, part) == folio[part * PART : (part + 1) * PART]

@@ -850,3 +850,30 @@ sys.stdin.read()
         assert program.stdout is not None and program.stdout.readline() == b"ready\n"
         program.kill()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_in_use_was_asked_of_a_file_that_was_just_taken_away(tmp_path: Path) -> None:
+    """By a swapon as it ended, and by the thread that follows the machine: a crash, if a swapoff was done meanwhile."""
+    code = """
+import sys, threading, time
+import userswap
+pool = userswap.Pool(swap="none")                   # its budget is followed
+array = pool.empty(1 << 20, "u1")
+array[:] = 1
+end = time.monotonic() + 4
+turns = []
+def comes_and_goes(number):
+    place = f"{sys.argv[1]}/swap{number}"
+    n = 0
+    while time.monotonic() < end:
+        pool.swapon(f"{place}:64M")
+        pool.swapoff(place)
+        n += 1
+    turns.append(n)
+threads = [threading.Thread(target=comes_and_goes, args=[i]) for i in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(len(turns), pool.swaps(), int(array.sum()))
+"""
+    result = run_python(code, str(tmp_path))
+    assert (result.returncode, result.stdout) == (0, "4 [] 1048576\n"), result.stderr

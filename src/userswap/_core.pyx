@@ -217,7 +217,6 @@ cdef class Core:
             if place == -ENOMEM:
                 raise MemoryError("no memory for the buffers of a swap file")
             raise OSError(-place, os.strerror(-place))
-        us_max(&p.reclaim.peak, reclaim_used(&p.reclaim))
         return place
 
     def swaps(self) -> list[tuple[int, int, int, int, int, int]]:

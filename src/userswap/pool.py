@@ -596,8 +596,7 @@ class Pool:
             ValueError: the pool is closed.
         """
         self._open_or_raise()
-        place = self._place(path)
-        name = self._places[place].name
+        place, name = self._place(path)
         try:
             draining = _core.Draining(self._core, place)
         except OSError as error:
@@ -607,12 +606,25 @@ class Pool:
                 raise SwapPathError(f"{name} is being emptied already: wait for that to end.") from None
             raise SwapPathError(f"{name} is no swap file of this program any more.") from None
         try:
-            self._drain(draining, name, progress)
+            self._drain(draining, place, name, progress)
         finally:
             draining.undo()
-        self._places.pop(place, None)
 
-    def _drain(self, draining: _core.Draining, name: str, progress: Callable[[int, int], None] | None) -> None:
+    def _finish(self, draining: _core.Draining, place: int) -> bool:
+        # Before its number is free: from then on a swapon in another thread may have it.
+        file = self._places.pop(place)
+        try:
+            done = draining.finish()
+        except BaseException:
+            self._places[place] = file
+            raise
+        if not done:
+            self._places[place] = file
+        return done
+
+    def _drain(
+        self, draining: _core.Draining, place: int, name: str, progress: Callable[[int, int], None] | None
+    ) -> None:
         total = most = draining.left
         full = False
         moved = busy = stuck = unread = waited = 0
@@ -631,7 +643,7 @@ class Pool:
             total = max(total, left)
             if progress is not None:
                 progress(total - left, total)
-            if left == 0 and draining.finish():
+            if left == 0 and self._finish(draining, place):
                 return
             if unread and not moved:
                 raise SwapOffError(
@@ -678,13 +690,13 @@ class Pool:
             ))  # fmt: skip
         return sorted(files, key=lambda file: (-file[1].priority, file[0]))
 
-    def _place(self, path: str | os.PathLike[str]) -> int:
-        """The number of a swap file's place."""
+    def _place(self, path: str | os.PathLike[str]) -> tuple[int, str]:
+        """The number of a swap file's place, and its name."""
         text = os.fspath(path)
         keys = identities(SwapSpec(text, None))
-        for number, file in self._files():
-            if file.name == text or keys & self._places[number].keys:
-                return number
+        for number, place in list(self._places.items()):
+            if place.name == text or keys & place.keys:
+                return number, place.name
         known = ", ".join(file.name for _, file in self._files()) or "none"
         raise SwapPathError(f"{text} is no swap file of this program. It has: {known}.")
 

@@ -15,6 +15,7 @@ cdef struct Worker:
     char* folio                 # FOLIO_BYTES, page aligned: decompressed data
     char* packed                # PACKED_BYTES, page aligned: compressed data
     void* compressors[RECIPES]
+    void* short_compressor      # of what is less than a block, whatever the recipe
     void* decompressor
     int loaded                  # bytes of `packed` that a swap-in has just read from a slot, else 0 (see swap_promote)
     uint64_t[PARTS] sums        # and their sums (backends/seal)

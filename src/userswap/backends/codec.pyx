@@ -101,6 +101,7 @@ cdef enum:
     PARTS_MAGIC = 0x747270FF
     # A block is a part, so that one can be had without the others, and a chunk of one part takes the same buffers.
     BLOCK_BYTES = PART_BYTES
+    SHORT_RECIPE = 2
 
 cdef cctx_fn b_cctx = NULL
 cdef dctx_fn b_dctx
@@ -221,8 +222,13 @@ cdef Worker* worker_new() noexcept nogil:
         if b_decompress(<blosc2_context*>worker.decompressor, worker.packed, PACKED_BYTES,
                         worker.folio, FOLIO_BYTES) != FOLIO_BYTES:
             return NULL
+    worker.short_compressor = make_compressor(SHORT_RECIPE)
+    if (worker.short_compressor == NULL
+            or b_compress(<blosc2_context*>worker.short_compressor, worker.folio, BLOCK_BYTES - 4096, worker.packed,
+                          PACKED_BYTES) <= 0):
+        return NULL
     # Blosc2 keeps four blocks a context; the rest is small.
-    us_add(&worker_bytes, size + (RECIPES + 1) * (4 * BLOCK_BYTES + 8192))
+    us_add(&worker_bytes, size + (RECIPES + 2) * (4 * BLOCK_BYTES + 8192))
     return worker
 
 
@@ -274,13 +280,18 @@ cdef void codec_give(Worker* worker) noexcept nogil:
         us_futex_wake(&returned, 1)
 
 
+cdef inline blosc2_context* compressor_of(Worker* worker, int recipe, int n) noexcept nogil:
+    # A context that was given less than a block makes shorter blocks from then on, for good; those are no parts.
+    return <blosc2_context*>(worker.short_compressor if n < BLOCK_BYTES else worker.compressors[recipe])
+
+
 cdef int codec_compress(Worker* worker, int recipe, const void* data, int n) noexcept nogil:
     # The room given is the most that is worth storing: Blosc2 returns 0 when it does not suffice.
-    return b_compress(<blosc2_context*>worker.compressors[recipe], data, n, worker.packed, n - n // 8)
+    return b_compress(compressor_of(worker, recipe, n), data, n, worker.packed, n - n // 8)
 
 
 cdef int codec_keep(Worker* worker, const void* data, int n) noexcept nogil:
-    return b_compress(<blosc2_context*>worker.compressors[0], data, n, worker.packed, PACKED_BYTES)
+    return b_compress(compressor_of(worker, 0, n), data, n, worker.packed, PACKED_BYTES)
 
 
 cdef int codec_choose(Worker* worker, const void* data, int n) noexcept nogil:

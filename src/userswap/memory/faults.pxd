@@ -44,6 +44,8 @@ cdef void memory_unpin(void* start, size_t length) noexcept nogil
 # more to do, and some was done.
 cdef void memory_fit(MemoryPool* pool, int64_t limit) noexcept nogil
 cdef bint memory_shrink(MemoryPool* pool, int64_t most) noexcept nogil
+# What this process and those that share its budget use of it.
+cdef int64_t memory_family(MemoryPool* pool) noexcept nogil
 # pool_next_watched, and the reference to `pool` is dropped.
 cdef MemoryPool* memory_next_watched(MemoryPool* pool) noexcept nogil
 cdef void memory_pool_close(MemoryPool* pool) noexcept nogil    # drops the Python object's reference

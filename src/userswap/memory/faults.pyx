@@ -54,8 +54,8 @@ from userswap.native.mman cimport (
 from userswap.native.sum cimport sum_folio, sum_start
 from userswap.native.thread cimport threads_renew, threads_used
 from userswap.native.us cimport (
-    us_add, us_assert, us_cas, us_chaos, us_load, us_lock, us_mutex, us_now, us_read, us_store, us_store32, us_unlock,
-    us_word_release, us_word_spin, us_word_wait, us_write,
+    us_add, us_assert, us_cas, us_chaos, us_load, us_lock, us_max, us_mutex, us_now, us_read, us_store, us_store32,
+    us_unlock, us_word_release, us_word_spin, us_word_wait, us_write,
 )
 from userswap.reclaim.reclaim cimport (
     reclaim_background, reclaim_before_fork, reclaim_charge, reclaim_inherit, reclaim_low, reclaim_room,
@@ -1287,16 +1287,17 @@ cdef bint enough_parts(MemoryPool* pool) noexcept nogil:
     return parts << PART_SHIFT > pool.reclaim.limit >> 6 and (random >> 16) % chances != 0
 
 
-cdef inline bint is_recent(MemoryPool* pool, Region* region, uint64_t index, int64_t last) noexcept nogil:
-    """Whether one of the last so many faults was at this folio.
+cdef inline bint is_recent(MemoryPool* pool, Region* region, uint64_t index, uint64_t unit,
+                           int64_t last) noexcept nogil:
+    """Whether one of the last so many faults was at this folio, or at one that it goes together with.
 
     An instruction may need several folios at once (four, if it copies from one place to another, neither of them
     aligned). If these were the only ones that can leave, it would get each at the price of another, and never go on."""
-    cdef uint64_t word = <uint64_t>&region.words[index]
+    cdef uint64_t first = <uint64_t>&region.words[index - index % unit]
     cdef int64_t now = us_read(&pool.recent_count)
     cdef int64_t i
     for i in range(last):
-        if us_read(<int64_t*>&pool.recent[(now - i) & (RECENT_MOST - 1)]) == <int64_t>word:
+        if <uint64_t>us_read(<int64_t*>&pool.recent[(now - i) & (RECENT_MOST - 1)]) - first < unit * 8:
             return True
     return False
 
@@ -1314,7 +1315,7 @@ cdef int find_victims(MemoryPool* pool, Victim* victims, int most, bint parts, b
     cdef uint64_t index, word
     cdef uint64_t unit = <uint64_t>frames_unit(STAGE_SLOTS)
     cdef uint64_t together = NOWHERE    # up to here all go that can: neighbours take one mapping or none
-    cdef int64_t recent = us_read(&pool.reclaim.resident) >> (FOLIO_SHIFT + 2)
+    cdef int64_t recent = (us_read(&pool.reclaim.resident) >> (FOLIO_SHIFT + 2)) // <int64_t>unit
     recent = 0 if every else RECENT_LEAST if recent < RECENT_LEAST else recent if recent < RECENT_MOST else RECENT_MOST
     if most < <int>unit:
         most = <int>unit
@@ -1359,7 +1360,7 @@ cdef int find_victims(MemoryPool* pool, Victim* victims, int most, bint parts, b
                     doubtful[doubts[0]].region = region
                     doubtful[doubts[0]].index = index
                     doubts[0] += 1
-            elif (not is_recent(pool, region, index, recent)
+            elif (not is_recent(pool, region, index, unit, recent)
                     and us_cas(&region.words[index], word, (word | BUSY) & ~<uint64_t>WAITERS)):
                 victims[found].region = region
                 victims[found].index = index
@@ -2328,6 +2329,15 @@ cdef MemoryPool* memory_next_watched(MemoryPool* pool) noexcept nogil:
     return next
 
 
+cdef int64_t memory_family(MemoryPool* pool) noexcept nogil:
+    cdef int64_t used
+    enter()             # what is in use is asked of swap files, too, which a swapoff may take away
+    reclaim_settle(&pool.reclaim)
+    used = reclaim_used(&pool.reclaim) + us_read(&pool.reclaim.family.others)
+    leave()
+    return used
+
+
 cdef bint memory_shrink(MemoryPool* pool, int64_t most) noexcept nogil:
     cdef bint more
     enter()
@@ -2357,6 +2367,7 @@ cdef int memory_swapon(MemoryPool* pool, SwapFile* device, uint64_t limit, int p
     cdef int place
     close_gate()
     place = space_swapon(pool.swap, device, limit, priority, tier, directory)
+    us_max(&pool.reclaim.peak, reclaim_used(&pool.reclaim))
     open_gate()
     us_write(&pool.reclaim.rest_until, 0)       # what could not leave before, maybe can now
     return place

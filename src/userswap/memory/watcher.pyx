@@ -1,11 +1,10 @@
 """The watcher: see watcher.pxd. Touches pools by memory_fit and memory_shrink only; has no lock of its own."""
 from libc.stdint cimport int64_t
 
-from userswap.memory.faults cimport memory_fit, memory_next_watched, memory_shrink
+from userswap.memory.faults cimport memory_family, memory_fit, memory_next_watched, memory_shrink
 from userswap.memory.regions cimport MemoryPool
 from userswap.native.thread cimport Thread, thread_rest, thread_start
 from userswap.native.us cimport us_load32, us_now, us_read
-from userswap.reclaim.reclaim cimport reclaim_settle, reclaim_used
 from userswap.reclaim.watch cimport watch_events, watch_look, watch_pause
 
 cdef extern from "<poll.h>" nogil:
@@ -31,8 +30,7 @@ cdef int64_t look(MemoryPool* pool) noexcept nogil:
     cdef int64_t limit = pool.reclaim.limit
     cdef int64_t budget
     # What forked children use is the family's, to be divided by it, and nothing that the budget has to leave room for.
-    reclaim_settle(&pool.reclaim)
-    budget = watch_look(pool.watch, reclaim_used(&pool.reclaim) + us_read(&pool.reclaim.family.others), us_now())
+    budget = watch_look(pool.watch, memory_family(pool), us_now())
     if budget < pool.watch_least:
         budget = pool.watch_least
     if (budget - limit > limit // STEADY or limit - budget > limit // STEADY) and us_read(&pool.watched):
