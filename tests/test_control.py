@@ -37,6 +37,8 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A directory for the sockets of this test alone; a short one, as names of sockets may not be long."""
     runtime = Path(tempfile.mkdtemp(prefix="us-", dir="/tmp"))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    # Nor is anything else seen that runs with userswap just now.
+    monkeypatch.setenv("USERSWAP_CONTROL_DIR", str(runtime / "userswap"))
     monkeypatch.delenv("USERSWAP_CONTROL", raising=False)
     yield runtime / "userswap"
     shutil.rmtree(runtime)

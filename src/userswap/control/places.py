@@ -21,6 +21,9 @@ LONGEST_PLACE = 107 - 14
 
 def places(uid: int) -> list[str]:
     """Every directory where sockets of that user's programs may be, the preferred one first."""
+    named = os.environ.get("USERSWAP_CONTROL_DIR", "")
+    if uid == os.geteuid() and named.startswith("/"):
+        return [named.rstrip("/")] if len(os.fsencode(named)) <= LONGEST_PLACE else []
     found = []
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if uid == os.geteuid() and runtime.startswith("/"):
