@@ -101,8 +101,8 @@ def run(one: Round, seconds: float, log: Path) -> tuple[bool, dict[str, int]]:
         # A child that is gone without a word, or one that says so on standard output, would leave nothing to go by.
         with log.open("ab") as errors:
             errors.write(printed[-4000:] + f"\nIt ended with status {started.returncode}.\n".encode())
-        return False, {}
-    return True, figures["done"] | {"checked": figures["checked"]}
+    done = figures["done"] | {"checked": figures["checked"]} if figures else {}
+    return bool(figures) and not started.returncode, done
 
 
 def main() -> int:

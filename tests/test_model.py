@@ -49,7 +49,8 @@ class Memory(RuleBasedStateMachine):
             return
         array: npt.NDArray[Any] = (self.pool.zeros if zeros else self.pool.empty)(size, np.uint8, tiers=tiers)
         assert self.pool.owns(array)
-        self.arrays.append((array, np.zeros(size, np.uint8)))
+        # What is empty may hold what was freed before: whatever it is, it has to stay.
+        self.arrays.append((array, np.zeros(size, np.uint8) if zeros else array.copy()))
 
     @precondition(lambda self: self.arrays)
     @rule(which=st.integers(0, 99), start=st.floats(0, 1), length=st.integers(1, 2 * MIB), kind=KINDS,

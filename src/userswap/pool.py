@@ -712,7 +712,7 @@ class Pool:
     def empty(
         self, shape: Shape, dtype: DTypeLike = float, order: Any = "C", *, tiers: str | None = None
     ) -> NDArray[Any]:
-        """An array in this pool, not set to anything (in fact zeros). Arguments as `numpy.empty`.
+        """An array in this pool, not set to anything: it may read as what was freed before. As `numpy.empty`.
 
         Args:
             tiers: which tiers it may be swapped out to, as for `Pool`; None: those of the pool. A snapshot keeps
