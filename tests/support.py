@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from userswap.bench import runs
+
 # Where frames are copied there are no parts of folios, and nothing is read ahead.
 only_moved = pytest.mark.skipif(
     os.environ.get("USERSWAP_DELIVERY") == "segv", reason="frames can't be moved under this delivery"
@@ -67,3 +69,32 @@ def fill(directory: Path) -> None:
             except OSError:
                 pass
         os.sync()
+
+
+# ---- what benchmarks set up ----
+
+ZSWAP = Path("/sys/module/zswap/parameters")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the kernel's swap is set up by root only")
+
+
+def left_behind() -> dict[str, Any]:
+    """What a comparison might leave on the machine."""
+    return {
+        "swap": [line for line in Path("/proc/swaps").read_text().splitlines() if "userswap-bench" in line],
+        "zram": sorted(path.name for path in Path("/sys/block").glob("zram*")),
+        "cgroups": [*map(str, Path("/sys/fs/cgroup").glob("**/userswap-bench-*"))]
+        if Path("/sys/fs/cgroup").is_dir()
+        else [],
+        "files": sorted(map(str, Path(os.environ.get("TMPDIR", "/var/tmp")).glob("userswap-bench-*"))),
+        "zswap": {file.name: file.read_text() for file in ZSWAP.iterdir()} if ZSWAP.is_dir() else {},
+    }
+
+
+@pytest.fixture
+def nothing_stays() -> Iterator[None]:
+    """Look before and after, while no other comparison on this machine has its own things set up."""
+    with runs.alone(runs.Stop()):
+        before = left_behind()
+    yield
+    with runs.alone(runs.Stop()):
+        assert left_behind() == before

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from support import python, userswap
+from support import left_behind, needs_root, nothing_stays, python, userswap
 from userswap.bench import bars, compare, contenders, data, faults, kernelswap, report, runs, workloads
 from userswap.bench.compare import Case, NotRun, Results, Sample
 from userswap.bench.contenders import CONTENDERS, plan
@@ -26,32 +25,9 @@ from userswap.bench.workloads import WORKLOADS, Spec
 from userswap.cli import main
 from userswap.lab.machine import machine
 
+__all__ = ["nothing_stays"]
+
 MIB = 1 << 20
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the kernel's swap is set up by root only")
-ZSWAP = Path("/sys/module/zswap/parameters")
-
-
-def left_behind() -> dict[str, Any]:
-    """What a comparison might leave on the machine."""
-    return {
-        "swap": [line for line in Path("/proc/swaps").read_text().splitlines() if "userswap-bench" in line],
-        "zram": sorted(path.name for path in Path("/sys/block").glob("zram*")),
-        "cgroups": [*map(str, Path("/sys/fs/cgroup").glob("**/userswap-bench-*"))]
-        if Path("/sys/fs/cgroup").is_dir()
-        else [],
-        "files": sorted(map(str, Path(os.environ.get("TMPDIR", "/var/tmp")).glob("userswap-bench-*"))),
-        "zswap": {file.name: file.read_text() for file in ZSWAP.iterdir()} if ZSWAP.is_dir() else {},
-    }
-
-
-@pytest.fixture
-def nothing_stays() -> Iterator[None]:
-    """Look before and after, while no other comparison on this machine has its own things set up."""
-    with runs.alone(runs.Stop()):
-        before = left_behind()
-    yield
-    with runs.alone(runs.Stop()):
-        assert left_behind() == before
 
 
 # ---- data ----

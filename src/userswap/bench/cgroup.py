@@ -37,6 +37,10 @@ class Cgroup:
         """Whether the limit covers what zswap stores compressed; of zram no version knows anything."""
         return self.version == 2
 
+    def entering(self, command: list[str]) -> list[str]:
+        """The command, as a process that joins before it is Python: what that maps and allocates is charged, too."""
+        return ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(self.procs), *command]
+
     def usage(self) -> int:
         """Bytes in use now."""
         return number(self.usage_file) or 0

@@ -42,8 +42,32 @@ class Pool:
     holds: int
 
 
+class On:
+    """A file or device that is swapped to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.on = True
+
+    def off(self) -> None:
+        """Stop swapping to it. Raises BenchError."""
+        if self.on:
+            off(self.path)
+            self.on = False
+
+
 class Swap:
     """Swap that is on. Without a compressed pool it is a file."""
+
+    def __init__(self, file: On | None = None) -> None:
+        self.file = file
+
+    def off(self) -> float:
+        """Turn the file off before its time, and return the seconds that took. Raises BenchError."""
+        assert self.file is not None
+        began = time.perf_counter()
+        self.file.off()
+        return time.perf_counter() - began
 
     def pool(self) -> Pool:
         """The compressed pool now."""
@@ -57,6 +81,7 @@ class ZramSwap(Swap):
     """Swap on a zram device."""
 
     def __init__(self, block: Path) -> None:
+        super().__init__()
         self.mm_stat = block / "mm_stat"
 
     def pool(self) -> Pool:
@@ -69,6 +94,7 @@ class ZswapSwap(Swap):
     """Swap files with zswap before them."""
 
     def __init__(self, most: int) -> None:
+        super().__init__()
         self.most = most
         """Bytes that the pool may take, where that is less than the kernel can be told; 0: it was told."""
         self.takes = True
@@ -138,14 +164,15 @@ def run(*command: str) -> None:
 
 
 @contextmanager
-def switched_on(path: Path, priority: int) -> Iterator[None]:
+def switched_on(path: Path, priority: int) -> Iterator[On]:
     """Swap on a file or device that mkswap has prepared."""
     if libc.swapon(bytes(path), ctypes.c_int(SWAP_FLAG_PREFER | priority)):
         raise BenchError(f"the kernel does not take {path} for swap: {os.strerror(ctypes.get_errno())}")
+    on = On(path)
     try:
-        yield
+        yield on
     finally:
-        off(path)
+        on.off()
 
 
 def off(path: Path) -> None:
@@ -193,8 +220,8 @@ def no_zswap() -> Iterator[None]:
 @contextmanager
 def swap_file(path: Path, size: int) -> Iterator[Swap]:
     """Swap on a file alone."""
-    with no_zswap(), prepared_file(path, size), switched_on(path, FIRST):
-        yield Swap()
+    with no_zswap(), prepared_file(path, size), switched_on(path, FIRST) as on:
+        yield Swap(on)
 
 
 @contextmanager

@@ -241,8 +241,7 @@ class Runner:
         command = [sys.executable, "-m", "userswap.bench.workloads", json.dumps(asdict(spec))]
         cgroup = watched.cgroup
         if cgroup is not None:
-            # It joins before it is Python: what that maps and allocates is charged, too.
-            command = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(cgroup.procs), *command]
+            command = cgroup.entering(command)
         threads = {f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "OMP", "MKL", "NUMEXPR")}
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
             try:

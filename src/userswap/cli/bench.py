@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from userswap.cli.bench_compare import prepare_compare
 from userswap.cli.bench_dedupe import prepare_dedupe
+from userswap.cli.bench_devices import prepare_devices
 from userswap.cli.bench_faults import prepare_faults
 from userswap.cli.bench_overhead import prepare_overhead
 from userswap.cli.bench_seal import prepare_seal
@@ -17,6 +18,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], Action]]] = {
     "faults": ("how long a fault takes, by kind, and where the time goes", prepare_faults),
     "overhead": ("what a program pays that fits into its budget, and what a start costs", prepare_overhead),
     "dedupe": ("what storing identical folios once costs, and what it saves", prepare_dedupe),
+    "devices": ("swap files beside the kernel's: in order, anywhere, swapoff", prepare_devices),
     "seal": ("what checksums and encryption of swap files cost", prepare_seal),
 }
 

@@ -405,6 +405,8 @@ cdef void space_delete(SwapSpace* s) noexcept nogil:
         cipher_wipe(s.keys)
     if s.bounce != NULL:
         munmap(s.bounce, s.bounce_bytes)
+    if s.spare != NULL:
+        munmap(s.spare, s.bounce_bytes)
     if s.incoming != NULL:
         munmap(s.incoming, s.bounce_bytes)
     free(s)
@@ -1021,9 +1023,31 @@ cdef void store_raw(SwapSpace* s, Worker* worker, const void* data, int n, uint3
         leaving.entry = store_in_slots(s, tiers, worker.packed, n, leaving.sums, True, &leaving.error)
 
 
+cdef char* take_buffer(SwapSpace* s) noexcept nogil:
+    """A buffer of `bounce_bytes` to gather in, until it is given back; NULL: none is free, or there was no file yet."""
+    if s.bounce == NULL:
+        return NULL
+    if us_trylock(&s.writeback_lock):
+        return s.bounce
+    if not us_trylock(&s.spare_lock):
+        return NULL
+    if s.spare == NULL:
+        s.spare = buffer_of(s)
+        if s.spare == NULL:
+            us_unlock(&s.spare_lock)
+            return NULL
+        us_write(&s.spare_bytes, s.bounce_bytes)
+    return s.spare
+
+
+cdef void give_buffer(SwapSpace* s, char* buffer) noexcept nogil:
+    us_unlock(&s.writeback_lock if buffer == s.bounce else &s.spare_lock)
+
+
 cdef bint store_raw_run(SwapSpace* s, const void* data, int count, uint32_t tiers, Leaving* leaving) noexcept nogil:
     """Whole folios in a row that do not compress: one write, from where they are. False: they go one by one."""
     cdef Folio[RUN_FOLIOS] folios
+    cdef char* buffer
     cdef int64_t slot = 0
     cdef int i, device = 0, error
     if s.map.ops.bound or not device_usable(s):
@@ -1032,12 +1056,13 @@ cdef bint store_raw_run(SwapSpace* s, const void* data, int count, uint32_t tier
         folios[i].raw = True
         folios[i].length = FOLIO_BYTES
     if s.encrypt:
-        # Not where the program's memory is, or may be again: in the buffer, if nobody gathers there just now.
-        if s.bounce == NULL or count * FOLIO_BYTES > s.bounce_bytes or not us_trylock(&s.writeback_lock):
+        # Not where the program's memory is, or may be again: in a buffer, if there is one that nobody gathers in now.
+        buffer = take_buffer(s) if count * FOLIO_BYTES <= s.bounce_bytes else NULL
+        if buffer == NULL:
             return False
-        memcpy(s.bounce, data, count * FOLIO_BYTES)
-        error = run_write(s, tiers, ANY, s.bounce, folios, count, &device, &slot)
-        us_unlock(&s.writeback_lock)
+        memcpy(buffer, data, count * FOLIO_BYTES)
+        error = run_write(s, tiers, ANY, buffer, folios, count, &device, &slot)
+        give_buffer(s, buffer)
     else:
         # The kernel can't fault on a page that the program threw away meanwhile: EFAULT, and one by one they are
         # mended.
@@ -1050,8 +1075,9 @@ cdef bint store_raw_run(SwapSpace* s, const void* data, int count, uint32_t tier
     return True
 
 
-cdef void write_gathered(SwapSpace* s, uint32_t tiers, Leaving* leaving, const int* which, int count) noexcept nogil:
-    """Packed folios that are in `bounce`, one behind the other: to one run of slots."""
+cdef void write_gathered(SwapSpace* s, uint32_t tiers, char* buffer, Leaving* leaving, const int* which,
+                         int count) noexcept nogil:
+    """Packed folios that are in `buffer`, one behind the other: to one run of slots."""
     cdef Folio[RUN_FOLIOS] folios
     cdef int device = 0, i, error
     cdef int64_t slot = 0
@@ -1060,7 +1086,7 @@ cdef void write_gathered(SwapSpace* s, uint32_t tiers, Leaving* leaving, const i
         folios[i].raw = False
         folios[i].length = leaving[which[i]].packed
         memcpy(folios[i].sums, leaving[which[i]].sums, sizeof(folios[i].sums))
-    error = run_write(s, tiers, ANY, s.bounce, folios, count, &device, &slot)
+    error = run_write(s, tiers, ANY, buffer, folios, count, &device, &slot)
     for i in range(count):
         one = &leaving[which[i]]
         if error:
@@ -1071,16 +1097,16 @@ cdef void write_gathered(SwapSpace* s, uint32_t tiers, Leaving* leaving, const i
         stored_in_slots(s, slot_count(one.entry))
 
 
-cdef int gather(SwapSpace* s, Worker* worker, uint32_t tiers, Leaving* leaving, int i, int* which, int count,
-                int64_t* bytes) noexcept nogil:
-    """Folio i is in worker.packed and goes to a file: with the others that are gathered (by who has the lock), if it
-    has room there. How many are gathered now."""
+cdef int gather(SwapSpace* s, Worker* worker, uint32_t tiers, char* buffer, Leaving* leaving, int i, int* which,
+                int count, int64_t* bytes) noexcept nogil:
+    """Folio i is in worker.packed and goes to a file: with the others that are gathered in `buffer`, if it has room
+    there. How many are gathered now."""
     cdef int64_t needed = seal_slots(leaving[i].packed) * SLOT_BYTES
-    if s.bounce != NULL and bytes[0] + needed > s.bounce_bytes:
-        write_gathered(s, tiers, leaving, which, count)
+    if bytes[0] + needed > s.bounce_bytes:
+        write_gathered(s, tiers, buffer, leaving, which, count)
         bytes[0] = 0
         count = 0
-    memcpy(s.bounce + bytes[0], worker.packed, leaving[i].packed)
+    memcpy(buffer + bytes[0], worker.packed, leaving[i].packed)
     bytes[0] += needed
     which[count] = i
     return count + 1
@@ -1132,22 +1158,23 @@ cdef void swap_out_run(SwapSpace* s, Worker* worker, const void* data, int count
     cdef const char* bytes = <const char*>data
     cdef int i, first, last, whole, gathered = 0
     cdef int64_t room = 0
-    # Who writes back just now has the buffer: then each of them is a write of its own.
-    cdef bint together = (not hint.tiers & TIER_ZSWAP and count > 1 and s.bounce != NULL and device_usable(s)
-                          and us_trylock(&s.writeback_lock))
+    # Where there is no buffer left each of them is a write of its own.
+    cdef char* buffer = NULL
+    if not hint.tiers & TIER_ZSWAP and count > 1 and device_usable(s):
+        buffer = take_buffer(s)
     for i in range(count):
         store(s, worker, bytes + i * FOLIO_BYTES, n if i == count - 1 else FOLIO_BYTES, hint,
               holder + <uint64_t>i * 8, &leaving[i])
         ids[i] = leaving[i].id
-        if leaving[i].packed and together:
-            gathered = gather(s, worker, hint.tiers, leaving, i, which, gathered, &room)
+        if leaving[i].packed and buffer != NULL:
+            gathered = gather(s, worker, hint.tiers, buffer, leaving, i, which, gathered, &room)
         elif leaving[i].packed:
             leaving[i].entry = store_in_slots(s, hint.tiers, worker.packed, leaving[i].packed, leaving[i].sums,
                                               False, &leaving[i].error)
     if gathered:
-        write_gathered(s, hint.tiers, leaving, which, gathered)
-    if together:
-        us_unlock(&s.writeback_lock)
+        write_gathered(s, hint.tiers, buffer, leaving, which, gathered)
+    if buffer != NULL:
+        give_buffer(s, buffer)
     last = 0
     while last < count:
         first = last
@@ -1986,6 +2013,7 @@ cdef int64_t space_metadata(SwapSpace* s) noexcept nogil:
     cdef int i
     if s.bounce != NULL:
         bytes += s.bounce_bytes
+    bytes += us_read(&s.spare_bytes)
     if s.incoming_used:
         bytes += s.bounce_bytes
     for i in range(MOST_DEVICES):
