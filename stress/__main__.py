@@ -56,6 +56,10 @@ def drawn(seed: int, seconds: float, directory: str) -> Round:
         files = random.Random(seed * 7 + 1)
         for number in range(files.choice((0, 0, 1, 3))):
             options += ["--swap", f"{directory}/swap{number}:{files.choice((4, 64, 512))}M:{files.randrange(-2, 3)}"]
+        if files.random() < 0.2:
+            options += ["--tiers", "file"]
+        if files.random() < 0.25:
+            options.append("--encrypt")
     if rng.random() < 0.2:
         options.append("--no-dedupe")
     if rng.random() < 0.15 and swap >= 0.2:
