@@ -849,3 +849,21 @@ sys.exit(7)
         out, err = program.communicate(timeout=20)
         assert (program.returncode, out, err) == (7, "last words\n", "")
         assert list(place.iterdir()) == []
+
+
+def test_doctor_says_where_sockets_are_and_why_there_is_no_place(
+    start: Start, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said() -> dict[str, str]:
+        checks = json.loads(userswap("doctor", "--json").stdout)["checks"]
+        found: dict[str, str] = next(check for check in checks if check["name"] == "control sockets")
+        return found
+
+    program = start("pool = userswap.Pool(ram=32 * MiB)\nwait_for_end()")
+    assert (said()["state"], said()["value"]) == ("ok", f"in {place}")
+    assert (place / str(program.pid)).is_socket()
+    place.chmod(0o755)
+    assert said()["state"] == "note"
+    assert f"{place} may be entered by others (mode 0755" in said()["value"]
+    monkeypatch.setenv("USERSWAP_CONTROL", "0")
+    assert said()["value"] == "none, as USERSWAP_CONTROL=0 says"

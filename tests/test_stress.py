@@ -32,7 +32,16 @@ def test_a_seed_stands_for_one_round() -> None:
     rounds = [drawn(seed, 10, "/nowhere") for seed in range(50)]
     assert rounds == [drawn(seed, 10, "/nowhere") for seed in range(50)]
     said = [str(one) for one in rounds]
-    for setting in ("--swap none", "--tiers file", "--encrypt", "--no-dedupe", "--map", "USERSWAP_FRAMES=copy", "--threads 1", "--threads 4"):
+    for setting in (
+        "--swap none",
+        "--tiers file",
+        "--encrypt",
+        "--no-dedupe",
+        "--map",
+        "USERSWAP_FRAMES=copy",
+        "--threads 1",
+        "--threads 4",
+    ):
         assert 0 < sum(setting in one for one in said) < 50
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from userswap.budget import counting_limit, default_budget, memory_limits, watched_levels
 from userswap.cli.main import Parser
+from userswap.control.places import complaint, places, usable_place
 from userswap.errors import BudgetError, SwapPathError
 from userswap.sizes import format_size
 from userswap.swapfiles import NETWORK, file_system, open_swap
@@ -119,6 +120,7 @@ def examine() -> list[Check]:
         *limits(),
         budget(),
         swap_place(),
+        control_place(),
         numpy_version(),
         blosc2_library(),
         encryption(),
@@ -439,6 +441,24 @@ def swap_place() -> Check:
     if free < 1 << 30:
         return Check(name, "note", value, "free some space there, or name a larger disk with --swap PATH")
     return Check(name, "ok", value)
+
+
+def control_place() -> Check:
+    """Where programs listen for `userswap ps`, `set`, `swapon` and `swapoff`."""
+    name = "control sockets"
+    if os.environ.get("USERSWAP_CONTROL") == "0":
+        return Check(name, "ok", "none, as USERSWAP_CONTROL=0 says")
+    try:
+        return Check(name, "ok", f"in {usable_place()}")
+    except OSError:
+        found = places(os.geteuid())
+        why = "; ".join(
+            f"{place} {complaint(place, os.geteuid()) or 'lies in a directory of others'}" for place in found
+        )
+        return Check(
+            name, "note", f"no place ({why or 'USERSWAP_CONTROL_DIR is too long'}): programs can't be seen or changed",
+            "make one of these directories yours alone (mode 0700), or name another with USERSWAP_CONTROL_DIR",
+        )  # fmt: skip
 
 
 def numpy_version() -> Check:
