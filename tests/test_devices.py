@@ -877,3 +877,33 @@ print(len(turns), pool.swaps(), int(array.sum()))
 """
     result = run_python(code, str(tmp_path))
     assert (result.returncode, result.stdout) == (0, "4 [] 1048576\n"), result.stderr
+
+
+def test_two_threads_that_swapped_out_to_a_file_wrote_folio_by_folio() -> None:
+    """Whoever came second found the buffer taken, and had a write for each folio: two thirds of all writes."""
+    code = """
+import threading
+import numpy as np
+import userswap
+def writes():
+    return int(dict(line.split(": ") for line in open("/proc/self/io").read().splitlines())["syscw"])
+pool = userswap.Pool(ram="160M", swap="/var/tmp", tiers="file", control=False)
+piece = np.cumsum(np.random.default_rng(1).standard_normal(1 << 17)).round(2)
+arrays = [pool.empty(128 << 17) for _ in range(2)]
+def fill(array):
+    for i in range(0, len(array), len(piece)):
+        np.add(piece, i, out=array[i : i + len(piece)])
+before = writes()
+threads = [threading.Thread(target=fill, args=(array,)) for array in arrays]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(pool.stats().swap_outs, writes() - before)
+for array in arrays:
+    for i in range(0, len(array), len(piece)):
+        assert np.array_equal(array[i : i + len(piece)], piece + i)
+"""
+    result = run_python(code, environment={"USERSWAP_READAHEAD": "0"})
+    assert result.returncode == 0, result.stderr
+    folios, calls = map(int, result.stdout.split())
+    assert folios > 1000
+    assert calls < folios // 10
