@@ -308,7 +308,7 @@ def test_a_tier_that_is_nearly_full_moves_its_oldest_down(tmp_path: Path, kind: 
         before = pool.stats().demotions
         # what was written first is what has gone, and by number it was the first cluster
         slow = pool.swaps()[1].read_bytes
-        assert array[FOLIO] == data(kind, len(array), 1)[FOLIO]
+        assert array[8 * FOLIO] == data(kind, len(array), 1)[8 * FOLIO]
         assert pool.swaps()[1].read_bytes > slow
         assert (array == data(kind, len(array), 1)).all()
         assert pool.stats().demotions >= before
