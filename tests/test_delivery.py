@@ -469,6 +469,92 @@ check_pool(pool)
     )
 
 
+# Hiding is refused so many times as the program says.
+REFUSED = r"""
+#define _GNU_SOURCE
+#include <errno.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int refuse;
+int mprotect(void *at, size_t length, int prot) {
+    if (refuse && prot == PROT_NONE && length > 4096) {
+        refuse--;
+        errno = ENOMEM;
+        return -1;
+    }
+    return (int)syscall(SYS_mprotect, at, length, prot);
+}
+"""
+
+
+def test_kept_frames_that_can_not_be_given_back_are_nobodys(tmp_path: Path) -> None:
+    """Refused for a while they go later; for good, nobody gets that memory any more, nor is anything counted."""
+    if not shutil.which("cc"):
+        pytest.skip("no C compiler to build the library that refuses")
+    library = tmp_path / "refused.so"
+    (tmp_path / "refused.c").write_text(REFUSED)
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, tmp_path / "refused.c"], check=True)
+    right(
+        """
+refuse = ctypes.c_int.in_dll(ctypes.CDLL(os.environ["LD_PRELOAD"]), "refuse")
+M = 1 << 20
+pool = fresh_pool("128MiB", swap="none")
+def kept(n):
+    array = pool.full(n, 7, np.uint8)
+    place = array.ctypes.data
+    del array
+    assert pool.stats().kept_bytes == n
+    return place
+def then(n, wanted):
+    array = pool.zeros(n, np.uint8)
+    assert not array.any(), "zeros"
+    assert (array.ctypes.data == place) == wanted, "where"
+    array[:] = 3
+    check_pool(pool)
+    del array
+    refuse.value = 0
+    assert pool.evict() > 0
+    check_empty(pool)
+place = kept(4 * M)
+refuse.value = 3
+pool.evict()
+assert refuse.value == 0 == pool.stats().kept_bytes
+then(4 * M, True)
+place = kept(4 * M)
+refuse.value = 1 << 20
+pool.evict()
+assert 0 < refuse.value < 1 << 20
+refuse.value = 0
+check_empty(pool)
+then(4 * M, False)
+place = kept(3 * M + 2 * FOLIO)                           # the same when it shall be shorter
+refuse.value = 1 << 20
+then(3 * M, False)
+""",
+        "segv",
+        LD_PRELOAD=str(library),
+    )
+
+
+@pytest.mark.parametrize("way", DELIVERIES)
+def test_kept_frames_are_cleared_for_who_wants_zeros(way: str) -> None:
+    right(
+        """
+pool = fresh_pool("128MiB", swap="none")
+for n in (1 << 20, (3 << 20) + 4096, 5 << 20):
+    for before in (n, n + FOLIO, n - 4096):
+        array = pool.full(before, 7, np.uint8)
+        del array
+        assert pool.stats().kept_bytes > 0
+        assert not pool.zeros(n, np.uint8).any()
+        pool.evict()
+check_empty(pool)
+""",
+        way,
+    )
+
+
 # ---- fork ----
 
 

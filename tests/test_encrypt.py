@@ -320,3 +320,73 @@ with userswap.Pool(ram="16MiB", swap=sys.argv[1]) as pool:
     said, encrypted = result.stdout.splitlines()
     assert said.startswith("Swap files can't be encrypted here: there is no libcrypto of OpenSSL 3. Install it ")
     assert encrypted == "False"
+
+
+CHILDREN = """
+import ctypes, os, sys, numpy as np
+from helpers import FOLIO, check_pool, data, fresh_pool
+from test_encrypt import MARK, marked, to_file
+place = sys.argv[1]
+pool = fresh_pool(swap=place, map_design="on_demand", encrypt=True)
+array = pool.array(marked("raw", 8))
+to_file(pool)
+def keys():
+    page = ctypes.string_at(pool._core.key_page(), 4096)
+    return {page[at : at + 32] for at in range(0, 4096, 32)} - {bytes(32)}
+def files():
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        try: name = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError: continue
+        if name.startswith(place):
+            with open(f"/proc/self/fd/{fd}", "rb") as file: found.append(file.read())
+    return found
+parents = keys()
+assert len(parents) == 1
+drawn = []
+for child in range(2):
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        array[:] = marked("raw", 8, 2)      # the same in both
+        to_file(pool)
+        assert len(pool.swaps()) == 1 and pool.swaps()[0].used_bytes >= 8 * FOLIO
+        images = files()
+        assert len(images) == 2 and all(any(image) and MARK[:16] not in image for image in images), len(images)
+        own = keys() - parents
+        assert len(own) == 1, len(own)
+        assert np.array_equal(array, marked("raw", 8, 2))
+        os.write(writing, own.pop())
+        os._exit(0)
+    assert os.wait()[1] == 0
+    drawn.append(os.read(reading, 100))
+assert drawn[0] != drawn[1], "the same nonces with the same key"
+"""
+
+
+def test_each_child_has_a_key_of_its_own_and_its_file_is_encrypted(tmp_path: Path) -> None:
+    """Its stamps, which are nonces, go on where its parent's were, as do those of its siblings."""
+    result = run_python(CHILDREN, str(tmp_path))
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("kind", ["short of a slot", "short", "packed", "gathered"])
+def test_nothing_else_is_behind_what_does_not_fill_its_slots(tmp_path: Path, kind: str) -> None:
+    """Buffers have what was in them before: here a folio that is plain to see."""
+    path = tmp_path / "swap"
+    path.touch()
+    with fresh_pool(swap=f"{path}:64MiB", map_design="on_demand", encrypt=True, dedupe=False) as pool:
+        before = pool.array(marked("raw", 16), tiers="zswap,file")
+        to_file(pool)
+        before.flags.writeable = False
+        length = {"short of a slot": FOLIO - SLOT, "short": 5 * SLOT}.get(kind, FOLIO)
+        for turn in range(8):
+            before[turn * FOLIO : (turn + 1) * FOLIO].sum()  # to a buffer, and from there into place
+            # What goes to the file at once comes through the same buffer.
+            plain = data("walk" if length == FOLIO else "noise", length * (3 if kind == "gathered" else 1), turn)
+            array = pool.array(plain, tiers=None if length < FOLIO else "file")
+            while pool.evict():
+                pass
+            assert pool.stats().slot_bytes > 16 * FOLIO
+            assert MARK[:16] not in path.read_bytes()
+            assert np.array_equal(array, plain)
+            del array

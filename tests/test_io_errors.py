@@ -17,6 +17,7 @@ from helpers import FOLIO, check_pool, data, fresh_pool, run_python
 from support import small_disk
 from userswap import DataLost
 from userswap.backends.swapfile import inject
+from userswap.errors import SwapOffError
 
 MIB = 1 << 20
 
@@ -325,3 +326,61 @@ print("went on")
     assert f"bytes from {address} on" in said
     assert f"{tmp_path}/swap: what is there is not what was stored, bytes have changed (slot 0)" in said
     assert said.endswith("The program ends here.")
+
+
+@pytest.mark.parametrize("encrypt", [False, True], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("way", ["raw", "raw together", "written back", "gathered", "alone", "moved"])
+def test_what_one_device_refuses_goes_to_the_next_as_it_is(
+    tmp_path: Path, way: str, encrypt: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In the same call, and not as the one that refused it had made it: sealed for another place, or encrypted."""
+    for name in "abc":
+        (tmp_path / name).touch()
+    places = [f"{tmp_path}/a:64M:3", f"{tmp_path}/b:64M:2", f"{tmp_path}/c:64M:1"]
+    with fresh_pool("32MiB", swap=places, map_design="on_demand", encrypt=encrypt, dedupe=False) as pool:
+        folios = 1 if way in ("raw", "alone") else 8
+        plain = data("noise" if "raw" in way else "walk", folios * FOLIO, 1)
+        # of those that go by themselves one that fills its slots but for the last
+        plain = plain[: FOLIO - 4096] if way == "raw" else plain
+        array = pool.array(plain, tiers="file3,file2,file1" if way in ("gathered", "alone") else None)
+        if way == "moved":
+            to_file(pool)
+        elif way == "written back":
+            pool.evict()
+            pool.evict()
+        inject("write", 0, errno.EIO)
+        if way == "moved":
+            pool.swapoff(tmp_path / "a")
+        elif way == "written back":
+            assert pool.writeback() > 0
+        else:
+            pool.evict()
+            pool.evict()
+        assert inject(None) == 1
+        in_use = {Path(file.name).name: file.used_bytes for file in pool.swaps()}
+        refused, taken = ("b", "c") if way == "moved" else ("a", "b")
+        assert (in_use[refused], in_use[taken] > 0) == (0, True)
+        assert pool.stats().swapped_bytes == array.nbytes
+        assert f"{tmp_path}/{refused} has failed" in capfd.readouterr().err
+        assert np.array_equal(array, plain)
+        check_pool(pool)
+
+
+def test_a_swapoff_that_could_not_read_for_want_of_memory_fails_no_device(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in "ab":
+        (tmp_path / name).touch()
+    places = [f"{tmp_path}/a:64M:1", f"{tmp_path}/b:64M"]
+    with fresh_pool(swap=places, map_design="on_demand") as pool:
+        plain = data("noise", 8 * FOLIO, 1)
+        array = pool.array(plain)
+        to_file(pool)
+        inject("read", 0, errno.ENOMEM, 1000)
+        with pytest.raises(SwapOffError, match="can't be read"):
+            pool.swapoff(tmp_path / "a")
+        assert inject(None) > 2
+        assert "has failed" not in capfd.readouterr().err
+        pool.swapoff(tmp_path / "a")
+        assert np.array_equal(array, plain)
+        check_pool(pool)

@@ -14,9 +14,11 @@ import pytest
 
 import userswap
 from helpers import FOLIO, check_pool, data, fresh_pool
+from support import only_moved
 from userswap import DataLost
 
 SLOT = 4096
+PART = FOLIO // 4
 Memory = npt.NDArray[np.uint8]
 
 
@@ -306,3 +308,66 @@ def test_the_file_of_a_parent_is_verified_in_its_child(tmp_path: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert len(lost(memory, plain)) == 1
     del pool, slots
+
+
+@only_moved
+@pytest.mark.parametrize("stored", ["in one piece", "in parts"])
+def test_a_damaged_part_that_is_carried_along_does_not_become_good(stored: str) -> None:
+    """Damage that nobody but the seal can see, in a part that is kept while another one no longer fits where it was."""
+    from userswap.backends import codec
+
+    pool = fresh_pool("16MiB", swap="none")
+    folios = 400
+    plain = data("small", folios * FOLIO, 3)
+    memory = pool.array(plain)
+    pool.evict()
+    rng = random.Random(1)
+    total = 0
+    for _ in range(2000):
+        total += memory[rng.randrange(1, folios) * FOLIO + rng.randrange(4) * PART + 5]
+    packed = next(
+        bytes(packed)
+        for recipe in range(9)
+        if (packed := codec.compress(plain[:FOLIO].tobytes(), recipe)[1]) is not None and has(pool, packed)
+    )
+    third, end = (int.from_bytes(packed[32 + 4 * part : 36 + 4 * part], "little") for part in (2, 3))
+    for turn in range(1 if stored == "in one piece" else 2):
+        before = pool.stats().part_ins
+        memory[PART : 2 * PART] = plain[PART : 2 * PART] = data("noise" if turn else "same", PART, 3)
+        assert pool.stats().part_ins == before + 1, "the second part came by itself"
+        if stored == "in one piece" or turn:
+            # in all copies of it that there ever were
+            for address in everywhere(pool, packed[third:end]):
+                flip(address + unseen(packed, third, end))
+        pool.evict()
+    assert isinstance(fetch(memory, 0), str)
+    assert np.array_equal(memory[PART : 2 * PART], plain[PART : 2 * PART])
+
+
+def unseen(packed: bytes, start: int, end: int) -> int:
+    """Where a bit of a block can change and it still unpacks, to other bytes, counted from its start."""
+    from userswap.backends import codec
+
+    right = codec.decompress(packed, FOLIO)
+    for at in range(start + 8, end):
+        damaged = bytearray(packed)
+        damaged[at] ^= 1
+        try:
+            if codec.decompress(bytes(damaged), FOLIO) != right:
+                return at - start
+        except OSError:
+            pass
+    raise AssertionError("none")
+
+
+def everywhere(pool: userswap.Pool, what: bytes) -> list[int]:
+    start, length = pool._core.compressed()
+    found = []
+    for segment in range(start + (2 << 20), start + length, 2 << 20):
+        image = ctypes.string_at(segment, 2 << 20)
+        at = image.find(what)
+        while at >= 0:
+            found.append(segment + at)
+            at = image.find(what, at + 1)
+    assert found
+    return found

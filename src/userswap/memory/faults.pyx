@@ -59,7 +59,8 @@ from userswap.native.us cimport (
 )
 from userswap.reclaim.reclaim cimport (
     reclaim_background, reclaim_before_fork, reclaim_charge, reclaim_inherit, reclaim_low, reclaim_room,
-    reclaim_settle, reclaim_short, reclaim_shrink, reclaim_try, reclaim_uncharge, reclaim_used, reclaim_write,
+    reclaim_settle, reclaim_short, reclaim_shrink, reclaim_tend, reclaim_try, reclaim_uncharge, reclaim_untended,
+    reclaim_used, reclaim_write,
 )
 from userswap.swap.holder cimport holder_release
 from userswap.swap.kin cimport kin_after_fork, kin_before_fork, kin_generation, kin_me
@@ -407,6 +408,13 @@ cdef int fill_from_peer(MemoryPool* pool, uint64_t id, char* target, uint64_t by
     return error
 
 
+cdef void tend_files(MemoryPool* pool) noexcept nogil:
+    """What the thread does for swap files in passing; where there is none (one processor, frames that can't be moved),
+    nobody else would ever do it."""
+    if reclaim_untended(&pool.reclaim) and not ahead_running():
+        reclaim_tend(&pool.reclaim)
+
+
 cdef bint charge(Region* region, uint64_t bytes, bint needed) noexcept nogil:
     """Before `bytes` of a region come into place: makes room now. False: there is none for what is not `needed`, and it
     is not charged.
@@ -415,6 +423,7 @@ cdef bint charge(Region* region, uint64_t bytes, bint needed) noexcept nogil:
     anywhere: many small pieces leave then, and each is a TLB flush that interrupts the program's processor."""
     if needed:
         reclaim_charge(&region.pool.reclaim, <int64_t>bytes, False)
+        tend_files(region.pool)
         return True
     if not reclaim_try(&region.pool.reclaim, <int64_t>bytes):
         return False
@@ -427,6 +436,7 @@ cdef void charge_part(Region* region) noexcept nogil:
     """A part makes room by the leaving of parts. Who has whole folios in place without a copy of them elsewhere has a
     part for 8 KiB more than it is packed; as a part of a folio that is packed as a whole, it takes 16."""
     reclaim_charge(&region.pool.reclaim, PART_BYTES, True)
+    tend_files(region.pool)
     # What the thread does here is write to the file while the program goes on: no page table changes by that.
     if reclaim_low(&region.pool.reclaim) and ahead_running():
         ahead_ask(region, ROOM)

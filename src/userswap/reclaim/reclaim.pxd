@@ -56,6 +56,10 @@ cdef void reclaim_background(Reclaim* r) noexcept nogil         # what it then d
 # a slower one; and a write of them.
 cdef bint reclaim_low(Reclaim* r) noexcept nogil
 cdef void reclaim_write(Reclaim* r) noexcept nogil
+# Whether swap files are to be tended: what is oldest goes to a slower one, what is free between what is in use back to
+# the file system. The thread does that in passing; where there is none, whoever faults, a little of it.
+cdef bint reclaim_untended(Reclaim* r) noexcept nogil
+cdef void reclaim_tend(Reclaim* r) noexcept nogil
 # Makes room for `bytes` of what moves to zswap by itself, without a fault: how much there is.
 cdef int64_t reclaim_room(Reclaim* r, int64_t bytes) noexcept nogil
 cdef void reclaim_uncharge(Reclaim* r, int64_t bytes) noexcept nogil

@@ -282,6 +282,14 @@ cdef void reclaim_write(Reclaim* r) noexcept nogil:
         swap_writeback(r.swap, one_write(r), False)
 
 
+cdef bint reclaim_untended(Reclaim* r) noexcept nogil:
+    return space_crowded(r.swap)
+
+
+cdef void reclaim_tend(Reclaim* r) noexcept nogil:
+    space_demote(r.swap, one_write(r))
+
+
 cdef int64_t reclaim_room(Reclaim* r, int64_t bytes) noexcept nogil:
     cdef int64_t most = reclaim_ceiling(r) - r.headroom
     cdef bint stuck = False

@@ -1848,7 +1848,8 @@ cdef void fetch_runs(Mover* m, int first, int end) noexcept nogil:
     elif error:
         us_add(&s.reads_lost, 1)
         us_store(&s.lost_at, entry_of(m.device, start, s.owners[first]))
-        device_retire(s, m.device, error)
+        if not passing(error):
+            device_retire(s, m.device, error)
         m.moved.error = -EIO
         s.left[first] = 0
         s.map.ops.unlock_owner(s.map, s.owners[first] & OWNER, entry_of(m.device, start, s.owners[first]))
