@@ -37,10 +37,9 @@ demo: $(BIN)/.built  ## the main job on real data, in less memory than it needs
 bench: $(BIN)/.built  ## how fast it is on this machine, beside the kernel's swap and others
 	@$(BIN)/userswap bench compare --quick
 
-# Half of the time a test waits for processes, disks and moments: so several run at once. What one needs of the machine as a
-# whole is in a group (xdist_group), whose tests follow one another.
+# Half of the time a test waits for processes, disks and moments: so two run at once. tests/conftest.py says which may not.
 JOBS ?= 2
-PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -q -n $(JOBS)
 
 test: $(BIN)/.built  ## run the tests (JOBS=2: how many at once)
 	@$(PYTEST)

@@ -29,8 +29,6 @@ from userswap.lab.machine import machine
 MIB = 1 << 20
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the kernel's swap is set up by root only")
 ZSWAP = Path("/sys/module/zswap/parameters")
-# They set up the kernel's own swap, and look at what is left of that on the machine.
-pytestmark = pytest.mark.xdist_group("machine")
 
 
 def left_behind() -> dict[str, Any]:

@@ -27,7 +27,6 @@ OPTIONS = ("--quick", "--pages", str(PAGES), "--rounds", str(ROUNDS))
 QUICK = [name for name, scenario in memory.SCENARIOS.items() if scenario.times == 1]
 WITHOUT_DEVICE = [name for name in QUICK if not memory.SCENARIOS[name].device]
 ALONE = [name for name in timing.OPERATIONS if not name.startswith("swapoff")]
-pytestmark = pytest.mark.xdist_group("lab")  # one comparison is what many tests look at
 
 
 @pytest.fixture(scope="module")

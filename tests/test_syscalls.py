@@ -35,8 +35,6 @@ MIB = 1024 * KIB
 FOLIO = 64 * KIB
 SIZE = 64 * MIB
 Bytes = Any  # an array of uint8; NumPy declares the buffer protocol to type checkers from Python 3.12 only
-# Their arena is in the place of the real one, from the first to the last of them.
-pytestmark = pytest.mark.xdist_group("syscalls")
 
 syscalls.install()  # before anything asks for an address: what dlsym gave earlier stays libc's own
 libc = ctypes.CDLL(None, use_errno=True)

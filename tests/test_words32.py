@@ -27,7 +27,6 @@ from userswap.lab.words32 import DESIGN_NAMES32, SAMPLES, Map32, limits
 from userswap.swap.map import BOUND, CACHE, DEBUG, SAME, SLOT, ZSWAP, Map, entry, slot
 
 designs = pytest.mark.parametrize("design", DESIGN_NAMES32)
-pytestmark = pytest.mark.xdist_group("words32")  # one comparison is what several tests look at
 COUNT_MAX = 2**32 - 1
 
 
