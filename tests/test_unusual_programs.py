@@ -238,7 +238,7 @@ def evict():
 thread = threading.Thread(target=evict)
 thread.start()
 bad = 0
-end = time.monotonic() + 2.5
+end = time.monotonic() + 4
 turn = 0
 try:
     while time.monotonic() < end and not bad:
