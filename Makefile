@@ -20,7 +20,7 @@ $(BIN)/.tools: pyproject.toml
 	@$(PYTHON) -c 'import pathlib, sys, sysconfig; sys.exit(0 if pathlib.Path(sysconfig.get_path("include"), "Python.h").exists() else "the headers of Python are needed to build: on Debian and Ubuntu, apt-get install python3-dev")'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { echo "on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@$(PIP) install 'meson-python>=0.17' 'meson>=1.4' ninja 'cython>=3.1' 'numpy>=2.0' 'blosc2>=4.1' 'rich>=13' 'matplotlib>=3.8' 'pandas>=2.2' 'joblib>=1.4' \
-	    'pytest>=8' 'hypothesis>=6' 'py-spy>=0.4' 'memray>=1.15' 'mypy>=1.11' 'ruff>=0.6' 'cython-lint>=0.16'
+	    'pytest>=8' 'pytest-xdist>=3.6' 'hypothesis>=6' 'py-spy>=0.4' 'memray>=1.15' 'mypy>=1.11' 'ruff>=0.6' 'cython-lint>=0.16'
 	@touch $@
 
 $(BIN)/.built: $(BIN)/.tools $(SOURCES)
@@ -37,8 +37,12 @@ demo: $(BIN)/.built  ## the main job on real data, in less memory than it needs
 bench: $(BIN)/.built  ## how fast it is on this machine, beside the kernel's swap and others
 	@$(BIN)/userswap bench compare --quick
 
-test: $(BIN)/.built  ## run the tests
-	@$(BIN)/python -m pytest -q
+# Half of the time a test waits for processes, disks and moments: so two run at once. tests/conftest.py says which may not.
+JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest -q -n $(JOBS)
+
+test: $(BIN)/.built  ## run the tests (JOBS=2: how many at once)
+	@$(PYTEST)
 	@echo "Every test passed: swapped memory on this machine reads back byte for byte, under threads, forks, system calls and full disks."
 
 # Other people's libraries in exact versions, and userswap as a wheel: in an environment of their own.
@@ -78,12 +82,12 @@ endef
 
 debug: $(BIN)/.tools  ## the tests on a build with assertions, lock checks and injected delays
 	$(call install-to,debug,-Csetup-args=-Dassertions=true -Csetup-args=-Dbuildtype=debugoptimized)
-	@USERSWAP_CHAOS=$${USERSWAP_CHAOS:-200} PYTHONPATH=$(CURDIR)/build/debug-site $(BIN)/python -m pytest -q
+	@USERSWAP_CHAOS=$${USERSWAP_CHAOS:-200} PYTHONPATH=$(CURDIR)/build/debug-site $(PYTEST)
 
 # Alignment is left out: the wrappers of system calls read what programs pass, aligned or not.
 sanitize: $(BIN)/.tools  ## the tests on a build with the undefined-behaviour sanitizer
 	$(call install-to,sanitize,-Csetup-args=-Dassertions=true -Csetup-args=-Db_sanitize=undefined -Csetup-args=-Db_lundef=false -Csetup-args=-Dc_args=-fno-sanitize=alignment)
-	@UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 PYTHONPATH=$(CURDIR)/build/sanitize-site $(BIN)/python -m pytest -q
+	@UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 PYTHONPATH=$(CURDIR)/build/sanitize-site $(PYTEST)
 
 clean:  ## remove what was built, .venv/ too
 	@rm -rf build $(VENV) $(COMPAT)

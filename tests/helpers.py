@@ -1,4 +1,6 @@
-"""What several tests share: data of known kinds, and what must hold of a pool."""
+"""What several tests share: data of known kinds, and what must hold of a pool.
+
+Hundreds of short programs of the tests import it, too, so what takes long to import is imported where it is used."""
 
 from __future__ import annotations
 
@@ -14,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 
 import userswap
 from userswap.swap.map import BOUND
@@ -50,6 +51,12 @@ def data(kind: str, n: int, seed: int) -> npt.NDArray[np.uint8]:
     if kind == "same":
         return np.full(n, seed % 7, dtype=np.uint8)
     raise ValueError(kind)
+
+
+def values(i: int) -> npt.NDArray[np.float64]:
+    """1 MiB that compresses well, another for each number: a walk of whole steps, which are quickly drawn."""
+    steps = np.random.default_rng(i).integers(-173, 174, 1 << 17, dtype=np.int16)
+    return np.cumsum(steps, dtype=np.int64) / 100
 
 
 def check_pool(pool: userswap.Pool) -> userswap.Stats:
@@ -95,6 +102,8 @@ def run_python(
 @contextlib.contextmanager
 def memory_cgroup(limit: int) -> Iterator[Path]:
     """A memory cgroup of this machine's own kind (v1 or v2), removed after; skips where none can be."""
+    import pytest
+
     v1 = Path("/sys/fs/cgroup/memory")
     v2 = Path("/sys/fs/cgroup")
     if os.geteuid() != 0:

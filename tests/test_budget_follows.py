@@ -316,10 +316,10 @@ def group() -> Iterator[Path]:
 
 
 def test_a_program_runs_in_a_limit_well_under_its_arrays(group: Path) -> None:
-    """768 MiB of arrays in a cgroup of 256: it is killed without, and whole with nothing but `userswap run`."""
+    """512 MiB of arrays in a cgroup of 256: it is killed without, and whole with nothing but `userswap run`."""
     enter = f"open({str(group / 'cgroup.procs')!r}, 'w').write('0')\n"
-    assert run_python(enter + ARRAYS + CHECK, "192").returncode == -9, "the limit is real"
-    assert ended(start(group, ARRAYS + CHECK, "192")) == (0, "whole\n", "")
+    assert run_python(enter + ARRAYS + CHECK, "128").returncode == -9, "the limit is real"
+    assert ended(start(group, ARRAYS + CHECK, "128")) == (0, "whole\n", "")
 
 
 def test_a_budget_that_had_to_shrink_grows_again(group: Path) -> None:

@@ -122,7 +122,7 @@ import sys, numpy as np
 if sys.argv[1] == "swap":
     import userswap
     installation = userswap.install(ram="64MiB")
-arrays = [np.round(np.cumsum(np.random.default_rng(i).standard_normal(1 << 20)), 2) for i in range(40)]   # 320 MiB
+arrays = [np.round(np.cumsum(np.random.default_rng(i).standard_normal(1 << 20)), 2) for i in range(24)]   # 192 MiB
 for i, array in enumerate(arrays):
     assert np.array_equal(array, np.round(np.cumsum(np.random.default_rng(i).standard_normal(1 << 20)), 2))
 print("whole")

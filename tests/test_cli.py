@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -168,15 +167,7 @@ def test_a_traceback_shows_only_the_program(place: Path) -> None:
     assert "userswap" not in error
 
 
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """Started in the background of a shell, tests ignore Ctrl-C, and so would what they start; not here."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def test_ctrl_c_ends_it_by_the_signal(place: Path, ctrl_c: None) -> None:
+def test_ctrl_c_ends_it_by_the_signal(place: Path) -> None:
     for command in (["program.py"], ["-m", "program"]):
         (place / "program.py").write_text("import time; print('on', flush=True); time.sleep(60)")
         process = subprocess.Popen(

@@ -125,9 +125,10 @@ assert array.sum() == (np.arange(12_000_000) // 100).sum()
 """
 
 
+# Until somebody writes a byte.
 HOLD_THE_GIL = """
 print("ready", flush=True)
-ctypes.PyDLL(None).usleep(5_000_000)
+ctypes.PyDLL(None).read(0, ctypes.create_string_buffer(1), 1)
 wait_for_end()
 """
 
@@ -616,7 +617,9 @@ def test_a_program_that_does_not_let_go_of_the_gil_or_is_stopped_keeps_ps_waitin
     assert [shown[program.pid]["answers"] for program in (well, busy, stopped)] == [True, False, False]
     assert userswap("ps").stdout.count("(does not answer: busy or stopped)") == 2
     stopped.send_signal(signal.SIGCONT)
-    assert busy.stdout is not None
+    assert busy.stdin is not None and busy.stdout is not None
+    busy.stdin.write("x")
+    busy.stdin.flush()
     assert busy.stdout.readline() == "ready\n"
     assert all(listed()[program.pid]["answers"] for program in (well, busy, stopped))
     for program in (well, busy, stopped):

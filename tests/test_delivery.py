@@ -292,18 +292,25 @@ int touch_guarded(char *p, int ours) {
 """
 
 
-@pytest.mark.parametrize("way", DELIVERIES)
-@pytest.mark.parametrize("ours", [0, 1])
-def test_a_programs_own_protection_reaches_its_own_handler(tmp_path: Path, way: str, ours: int) -> None:
+@pytest.fixture(scope="module")
+def guard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library of that code."""
     if not shutil.which("cc"):
         pytest.skip("no C compiler")
-    (tmp_path / "guard.c").write_text(C_CODE)
-    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", tmp_path / "guard.so", tmp_path / "guard.c"], check=True)
+    place = tmp_path_factory.mktemp("guard")
+    (place / "guard.c").write_text(C_CODE)
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", place / "guard.so", place / "guard.c"], check=True)
+    return place / "guard.so"
+
+
+@pytest.mark.parametrize("way", DELIVERIES)
+@pytest.mark.parametrize("ours", [0, 1])
+def test_a_programs_own_protection_reaches_its_own_handler(guard: Path, way: str, ours: int) -> None:
     right(
         f"""
 pool = fresh_pool(swap="none")
 array = pool.array(data("walk", 40 * FOLIO, 1)); out(pool); array.sum()
-lib = ctypes.CDLL({str(tmp_path / "guard.so")!r})
+lib = ctypes.CDLL({str(guard)!r})
 assert lib.touch_guarded(ctypes.c_void_p(array.ctypes.data + 8 * FOLIO), {ours}) == 11
 out(pool)
 array[8 * FOLIO] = 7

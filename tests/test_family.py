@@ -12,7 +12,7 @@ from support import only_moved
 
 PRELUDE = """
 import os, select, signal, sys, time, numpy as np, userswap
-from helpers import check_empty, check_pool, fresh_pool
+from helpers import check_empty, check_pool, fresh_pool, values
 def noise(i): return np.frombuffer(np.random.default_rng(i).bytes(1 << 20), np.int64)
 def wait(pid): return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 def right(array, first, n): return all(np.array_equal(array[i], noise(first + i)) for i in range(n))
@@ -382,7 +382,6 @@ MiB = 1 << 20
 def pss(pid):
     for line in open(f"/proc/{pid}/smaps_rollup"):
         if line.startswith("Pss:"): return int(line.split()[1]) << 10
-def values(i): return np.round(np.cumsum(np.random.default_rng(i).standard_normal(1 << 17)), 2)
 """
 
 

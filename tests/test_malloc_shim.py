@@ -295,6 +295,8 @@ sound()
 """,
         "--min-array",
         "64K",
+        # No arenas of the interpreter's own: their map is of this size, and would be one more region at the end.
+        env={**os.environ, "PYTHONMALLOC": "malloc"},
     )
 
 

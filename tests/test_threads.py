@@ -23,7 +23,7 @@ def stamp(page: int, version: int) -> npt.NDArray[np.int64]:
 
 
 def test_threads_on_the_same_and_on_different_folios_never_see_a_wrong_byte() -> None:
-    threads, pages, seconds = 4, 8192, 6.0  # 32 MiB in a budget of 16
+    threads, pages, seconds = 4, 8192, 4.0  # 32 MiB in a budget of 16
     pool = fresh_pool()
     memory: Any = pool.zeros((pages, WORDS), np.int64)
     versions = np.zeros(pages, np.int64)
@@ -123,7 +123,7 @@ def test_a_writer_in_the_middle_of_swap_out_loses_nothing() -> None:
     thread.start()
     try:
         count = 0
-        deadline = time.monotonic() + 3
+        deadline = time.monotonic() + 2
         while time.monotonic() < deadline:
             array += 1  # reads and writes each word while the folio comes and goes
             count += 1
