@@ -37,11 +37,11 @@ demo: $(BIN)/.built  ## the main job on real data, in less memory than it needs
 bench: $(BIN)/.built  ## how fast it is on this machine, beside the kernel's swap and others
 	@$(BIN)/userswap bench compare --quick
 
-# Half of the time a test waits for processes, disks and moments: so two run at once. tests/conftest.py says which may not.
-JOBS ?= 2
+# Half of the time a test waits for processes, disks and moments, so two can run at once: tests/conftest.py says which may.
+JOBS ?= 0
 PYTEST := $(BIN)/python -m pytest -q -n $(JOBS)
 
-test: $(BIN)/.built  ## run the tests (JOBS=2: how many at once)
+test: $(BIN)/.built  ## run the tests (JOBS=2: two at once)
 	@$(PYTEST)
 	@echo "Every test passed: swapped memory on this machine reads back byte for byte, under threads, forks, system calls and full disks."
 

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 # Started in the background of a shell they would ignore Ctrl-C, and so would every program that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# All tests of such a file run in one process, one after another.
+# All tests of files that have the same word here run in one process, one after another.
 TOGETHER = {
-    "test_bench.py",  # they set up the kernel's own swap, and look at what is left of that on the machine
-    "test_lab.py",  # one comparison is what many of them look at
-    "test_words32.py",  # the same
-    "test_syscalls.py",  # their arena is in the place of the real one, from the first to the last of them
+    # They set up the kernel's own swap, and look at what is left of that on the machine.
+    "test_bench.py": "kernel's swap",
+    "test_bench_devices.py": "kernel's swap",
+    "test_lab.py": "lab",  # one comparison is what many of them look at
+    "test_words32.py": "words32",  # the same
+    "test_syscalls.py": "syscalls",  # their arena is in the place of the real one, from the first to the last of them
 }
 
 
@@ -32,7 +34,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
     class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return file if file.rpartition("/")[2] in TOGETHER else nodeid
+            return TOGETHER.get(nodeid.partition("::")[0].rpartition("/")[2], nodeid)
 
     return Scheduling(config, log)

@@ -100,7 +100,7 @@ cdef struct SwapSpace:
     int64_t[MOST_DEVICES] swept  # what kin_deaths said when an orphaned file was looked through
     us_mutex writeback_lock     # one at a time gathers, or moves: guards `bounce`, `incoming`. Outside entry locks.
     char* bounce                # what is written together is gathered here; page aligned; NULL: there was no file yet
-    us_mutex spare_lock         # who finds `bounce` taken gathers in `spare`: program and thread write at once. As above.
+    us_mutex spare_lock         # who finds `bounce` taken gathers in `spare`. As above.
     char* spare                 # NULL: there was no need of it yet
     int64_t spare_bytes         # that it has
     char* incoming              # and what is moved from one file to another is read to here
