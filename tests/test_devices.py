@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 import userswap
 from helpers import FOLIO, check_pool, data, fresh_pool, run_python
 from support import mounted
+from userswap.backends.swapfile import inject
 from userswap.errors import BadSize, MapDesignError, SwapOffError, SwapPathError, TierError
 from userswap.swap.map import BOUND
 from userswap.swapfiles import SwapSpec, parse_swap, parse_swaps
@@ -802,7 +804,11 @@ def test_the_command_takes_several(tmp_path: Path) -> None:
 
 
 @unbound
-def test_room_between_what_stays_goes_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("refused", [None, errno.EINTR, errno.EIO])
+@pytest.mark.parametrize("turn", [1, -1], ids=["forwards", "backwards"])
+def test_room_between_what_stays_goes_back(tmp_path: Path, refused: int | None, turn: int) -> None:
+    """Though the file system refuses to take anything of the first cluster back, whatever order the program goes in:
+    what libc copies it copies backwards at times, as the addresses lie."""
     path = tmp_path / "named"
     path.touch()
     with fresh_pool("24MiB", swap=f"{path}:256M") as pool:
@@ -810,12 +816,17 @@ def test_room_between_what_stays_goes_back(tmp_path: Path) -> None:
         full = path.stat().st_blocks * 512
         assert full >= 32 * MIB
         keep = arrays[::8]
+        if refused:
+            inject("punch", 0, refused, 2)
         del arrays  # of each 1 MiB 128 KiB stay
         deadline = time.monotonic() + 20
         while path.stat().st_blocks * 512 > 12 * MIB and time.monotonic() < deadline:
-            scratch = pool.array(data("walk", 8 * MIB, 5))  # reclaim asks the thread
+            scratch = pool.empty(8 * MIB, np.uint8)
+            for at in range(0, 8 * MIB, FOLIO)[::turn]:  # faults are what asks the thread
+                scratch[at] = 1
             pool.evict(MIB)
             del scratch
+        assert inject(None) == (2 if refused else 0)
         assert path.stat().st_blocks * 512 <= 12 * MIB
         for seed, array in zip(range(0, 256, 8), keep, strict=True):
             assert (array == data("noise", len(array), seed)).all()

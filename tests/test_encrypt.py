@@ -375,7 +375,10 @@ def test_nothing_else_is_behind_what_does_not_fill_its_slots(tmp_path: Path, kin
     path = tmp_path / "swap"
     path.touch()
     with fresh_pool(swap=f"{path}:64MiB", map_design="on_demand", encrypt=True, dedupe=False) as pool:
-        before = pool.array(marked("raw", 16), tiers="zswap,file")
+        seen = data("noise", 16 * FOLIO, 1)
+        for at in range(0, len(seen), 512):
+            seen[at : at + len(MARK)] = np.frombuffer(MARK, np.uint8)
+        before = pool.array(seen, tiers="zswap,file")
         to_file(pool)
         before.flags.writeable = False
         length = {"short of a slot": FOLIO - SLOT, "short": 5 * SLOT}.get(kind, FOLIO)

@@ -366,6 +366,26 @@ def test_what_one_device_refuses_goes_to_the_next_as_it_is(
         check_pool(pool)
 
 
+def test_a_device_that_refused_once_gets_nothing_more_and_the_others_all(tmp_path: Path) -> None:
+    import time
+
+    for name in "ab":
+        (tmp_path / name).touch()
+    places = [f"{tmp_path}/a:64M:1", f"{tmp_path}/b:64M"]
+    with fresh_pool("32MiB", swap=places, map_design="on_demand", dedupe=False) as pool:
+        arrays = []
+        inject("write", 0, errno.EIO)
+        for turn in range(3):
+            plain = data("noise", 4 * FOLIO, turn)
+            arrays.append((pool.array(plain), plain))
+            to_file(pool)
+            time.sleep(0.15)  # longer than what has failed for want of room rests
+        assert inject(None) == 1
+        assert [file.used_bytes for file in pool.swaps()] == [0, 12 * FOLIO]
+        assert all(np.array_equal(array, plain) for array, plain in arrays)
+        check_pool(pool)
+
+
 def test_a_swapoff_that_could_not_read_for_want_of_memory_fails_no_device(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

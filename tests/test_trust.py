@@ -311,14 +311,18 @@ def test_the_file_of_a_parent_is_verified_in_its_child(tmp_path: Path) -> None:
 
 
 @only_moved
-@pytest.mark.parametrize("stored", ["in one piece", "in parts"])
+@pytest.mark.parametrize("stored", ["in one piece", "in parts", "in place", "in place, with one sum"])
 def test_a_damaged_part_that_is_carried_along_does_not_become_good(stored: str) -> None:
-    """Damage that nobody but the seal can see, in a part that is kept while another one no longer fits where it was."""
+    """Damage that nobody but the seal can see, in a part that is kept while another one is stored anew: where it was, or
+    elsewhere since it no longer fits there."""
     from userswap.backends import codec
 
     pool = fresh_pool("16MiB", swap="none")
     folios = 400
     plain = data("small", folios * FOLIO, 3)
+    if "one sum" in stored:
+        for part in range(4):
+            plain[part * PART + 300 : (part + 1) * PART] = 0
     memory = pool.array(plain)
     pool.evict()
     rng = random.Random(1)
@@ -333,7 +337,9 @@ def test_a_damaged_part_that_is_carried_along_does_not_become_good(stored: str) 
     third, end = (int.from_bytes(packed[32 + 4 * part : 36 + 4 * part], "little") for part in (2, 3))
     for turn in range(1 if stored == "in one piece" else 2):
         before = pool.stats().part_ins
-        memory[PART : 2 * PART] = plain[PART : 2 * PART] = data("noise" if turn else "same", PART, 3)
+        memory[PART : 2 * PART] = plain[PART : 2 * PART] = data(
+            "noise" if turn and "parts" in stored else "same", PART, turn
+        )
         assert pool.stats().part_ins == before + 1, "the second part came by itself"
         if stored == "in one piece" or turn:
             # in all copies of it that there ever were

@@ -69,5 +69,5 @@ cdef uint32_t swapfile_clusters(SwapFile* f) noexcept nogil     # that were ever
 # The one of those in use that was begun first; 0: none but what is being filled. Then it goes to the end of the queue.
 cdef uint32_t swapfile_oldest(SwapFile* f) noexcept nogil
 # Gives back what is free in one more of the clusters that stay partly used, if there is enough in a row to be worth
-# it: bytes.
-cdef int64_t swapfile_tidy(SwapFile* f) noexcept nogil
+# it. False: there was none, so there is none any more until something is freed.
+cdef bint swapfile_tidy(SwapFile* f) noexcept nogil

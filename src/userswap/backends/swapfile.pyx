@@ -695,12 +695,11 @@ cdef uint32_t swapfile_oldest(SwapFile* f) noexcept nogil:
     us_unlock(&f.mutex)
     return number
 
-cdef int64_t swapfile_tidy(SwapFile* f) noexcept nogil:
+cdef bint swapfile_tidy(SwapFile* f) noexcept nogil:
     cdef Cluster* k = NULL
     cdef Cluster seen
     cdef uint32_t number = 0, looks = 0, first, end, longest
-    cdef int64_t given = 0
-    cdef int kept = c.errno
+    cdef int kept = c.errno, tries
     cdef bint empty
     us_lock(&f.mutex)
     while looks < TIDY_LOOKS and looks < f.fresh and f.punches:
@@ -717,18 +716,22 @@ cdef int64_t swapfile_tidy(SwapFile* f) noexcept nogil:
         memcpy(seen.used, k.used, sizeof(seen.used))
     us_unlock(&f.mutex)
     if not number:
-        return 0
+        return False
     us_chaos()
     end = 0
     while end < CLUSTER_SLOTS:
         first = next_free(&seen, end)
         end = next_used(&seen, first) if first < CLUSTER_SLOTS else <uint32_t>CLUSTER_SLOTS
-        if first < CLUSTER_SLOTS and end - first >= TIDY_SLOTS:
+        tries = 0
+        while first < CLUSTER_SLOTS and end - first >= TIDY_SLOTS and f.punches and tries < STALLS:
+            tries += 1
             if io_punch(f.fd, <int64_t>(number - 1) * CLUSTER_BYTES + <int64_t>first * SLOT_BYTES,
                         <int64_t>(end - first) * SLOT_BYTES) == 0:
-                given += <int64_t>(end - first) * SLOT_BYTES
-            elif c.errno == c.EOPNOTSUPP or c.errno == c.ENOSYS:
+                break
+            if c.errno == c.EOPNOTSUPP or c.errno == c.ENOSYS:
                 f.punches = 0
+            elif c.errno != c.EINTR:
+                break           # as in `punch`; the others may be luckier
     c.errno = kept
     us_chaos()
     us_lock(&f.mutex)
@@ -742,7 +745,7 @@ cdef int64_t swapfile_tidy(SwapFile* f) noexcept nogil:
     us_unlock(&f.mutex)
     if empty:
         punch(f, number)
-    return given
+    return True
 
 
 # ---- a window for tests and experiments ----

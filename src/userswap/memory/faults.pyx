@@ -408,11 +408,15 @@ cdef int fill_from_peer(MemoryPool* pool, uint64_t id, char* target, uint64_t by
     return error
 
 
-cdef void tend_files(MemoryPool* pool) noexcept nogil:
-    """What the thread does for swap files in passing; where there is none (one processor, frames that can't be moved),
-    nobody else would ever do it."""
-    if reclaim_untended(&pool.reclaim) and not ahead_running():
-        reclaim_tend(&pool.reclaim)
+cdef void tend_files(Region* region) noexcept nogil:
+    """Asked at every fault, whatever it follows: a program that goes backwards, or anywhere, has no other that asks. It
+    is the thread's, or, where there is none (one processor, frames that can't be moved), ours."""
+    if not reclaim_untended(&region.pool.reclaim):
+        return
+    if ahead_running():
+        ahead_ask(region, ROOM)
+    else:
+        reclaim_tend(&region.pool.reclaim)
 
 
 cdef bint charge(Region* region, uint64_t bytes, bint needed) noexcept nogil:
@@ -423,7 +427,7 @@ cdef bint charge(Region* region, uint64_t bytes, bint needed) noexcept nogil:
     anywhere: many small pieces leave then, and each is a TLB flush that interrupts the program's processor."""
     if needed:
         reclaim_charge(&region.pool.reclaim, <int64_t>bytes, False)
-        tend_files(region.pool)
+        tend_files(region)
         return True
     if not reclaim_try(&region.pool.reclaim, <int64_t>bytes):
         return False
@@ -436,8 +440,8 @@ cdef void charge_part(Region* region) noexcept nogil:
     """A part makes room by the leaving of parts. Who has whole folios in place without a copy of them elsewhere has a
     part for 8 KiB more than it is packed; as a part of a folio that is packed as a whole, it takes 16."""
     reclaim_charge(&region.pool.reclaim, PART_BYTES, True)
-    tend_files(region.pool)
     # What the thread does here is write to the file while the program goes on: no page table changes by that.
+    tend_files(region)
     if reclaim_low(&region.pool.reclaim) and ahead_running():
         ahead_ask(region, ROOM)
 
