@@ -313,8 +313,8 @@ def test_the_file_of_a_parent_is_verified_in_its_child(tmp_path: Path) -> None:
 @only_moved
 @pytest.mark.parametrize("stored", ["in one piece", "in parts", "in place", "in place, with one sum"])
 def test_a_damaged_part_that_is_carried_along_does_not_become_good(stored: str) -> None:
-    """Damage that nobody but the seal can see, in a part that is kept while another one is stored anew: where it was, or
-    elsewhere since it no longer fits there."""
+    """Damage that nobody but the seal can see, in a part that is kept while another one is stored anew: where it was,
+    or elsewhere since it no longer fits there."""
     from userswap.backends import codec
 
     pool = fresh_pool("16MiB", swap="none")
