@@ -317,6 +317,61 @@ def test_a_tier_that_is_nearly_full_moves_its_oldest_down(tmp_path: Path, kind: 
         check_pool(pool)
 
 
+@unbound
+@pytest.mark.parametrize("encrypt", [False, True])
+@pytest.mark.parametrize(("kind", "step"), [("noise", 1), ("walk", 1), ("walk", 4096)])
+def test_what_is_wanted_again_and_again_moves_up_to_the_fast_file(
+    tmp_path: Path, kind: str, step: int, encrypt: bool
+) -> None:
+    specs = places(tmp_path, "fast:32M:1", "slow:256M")
+    with fresh_pool("16MiB", swap=specs, tiers="file1,file", encrypt=encrypt) as pool:
+        expected = data(kind, (80 if kind == "noise" else 160) * MIB, 1)
+        array = pool.array(expected)
+        while pool.evict():
+            pass
+        deadline = time.monotonic() + 20
+        while used(pool)["fast"] > 32 * MIB * 0.81 and time.monotonic() < deadline:
+            array[-8 * FOLIO :: 4096] += 0
+            pool.evict()
+        assert pool.stats().demotions > 0
+        hot = slice(0, 14 * MIB, step)  # more than fits in ram, and what went down first
+        passes = []
+        for _ in range(8):
+            before = pool.swaps()[1].read_bytes
+            assert (array[hot] == expected[hot]).all()
+            passes.append(pool.swaps()[1].read_bytes - before)
+        assert passes[0] > MIB and passes[-1] < passes[0] / 10, "it is read from the fast file now"
+        assert pool.stats().promotions > 0
+        fast = used(pool)["fast"]
+        assert (array == expected).all()
+        assert used(pool)["fast"] <= max(fast, 32 * MIB * 0.92), "what comes once stays where it is"
+        check_pool(pool)
+        while pool.evict():
+            pass
+        del array
+        assert set(used(pool).values()) == {0}
+
+
+@unbound
+def test_nothing_moves_up_to_a_tier_that_may_not_be_used_or_is_full(tmp_path: Path) -> None:
+    specs = places(tmp_path, "fast:8M:1", "slow:256M")
+    with fresh_pool("12MiB", swap=specs) as pool:
+        full = pool.array(data("noise", 8 * MIB, 2), tiers="file1")
+        while pool.evict():
+            pass
+        for tiers in ("file", "file1,file"):
+            array = pool.array(data("noise", 14 * MIB, 1), tiers=tiers)
+            while pool.evict():
+                pass
+            for _ in range(4):
+                assert (array == data("noise", len(array), 1)).all()
+            stats = pool.stats()
+            assert stats.promotions == 0, tiers
+            del array
+        assert (full == data("noise", len(full), 2)).all()
+        check_pool(pool)
+
+
 # ---- swapon and swapoff ----
 
 

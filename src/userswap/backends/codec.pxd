@@ -18,6 +18,7 @@ cdef struct Worker:
     void* short_compressor      # of what is less than a block, whatever the recipe
     void* decompressor
     int loaded                  # bytes of `packed` that a swap-in has just read from a slot, else 0 (see swap_promote)
+    uint64_t source             # and the swap entry that they were read from
     uint64_t[PARTS] sums        # and their sums (backends/seal)
     Worker* next
 

@@ -66,9 +66,9 @@ from userswap.swap.holder cimport holder_release
 from userswap.swap.kin cimport kin_after_fork, kin_before_fork, kin_generation, kin_me
 from userswap.swap.map cimport HolderOps, SwapMap
 from userswap.swap.space cimport (
-    RUN_FOLIOS, Moved, SwapSpace, space_before_fork, space_drain,
+    RUN_FOLIOS, TIER_ZSWAP, Moved, SwapSpace, space_before_fork, space_drain,
     space_drain_some, space_has_device, space_inherit, space_lost, space_lost_at, space_owns, space_packed,
-    space_swapoff, space_swapon, swap_cached, swap_compact, swap_dup,
+    space_swapoff, space_swapon, swap_better, swap_cached, swap_compact, swap_dup,
     swap_far, swap_fetch, swap_in, swap_in_part, swap_out, swap_out_parts, swap_out_run, swap_promote, swap_put,
     swap_same, swap_shared, swap_uncache, swap_unpack, swap_writeback,
 )
@@ -475,11 +475,11 @@ cdef bint refault(Region* region, uint64_t index) noexcept nogil:
             <= us_read(&region.pool.reclaim.resident) >> PART_SHIFT)
 
 
-cdef bint is_hot(Region* region, uint64_t index) noexcept nogil:
-    """Whether a SWAPPED folio that is wanted has a better claim to zswap than what is there: if its copy is in the swap
-    file, it moves."""
+cdef bint is_hot(Region* region, uint64_t index, const Worker* worker) noexcept nogil:
+    """Whether a SWAPPED folio, whose copy was just loaded from a swap file, has a better claim to zswap, or to a faster
+    file, than what is there: then it moves."""
     return (turn_length(region, index, <uint32_t>us_read(&region.pool.left))
-            < space_packed(region.pool.swap) // HOT)
+            < swap_better(region.pool.swap, worker, region.hint.tiers) // HOT)
 
 
 cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writing) noexcept nogil:
@@ -523,7 +523,7 @@ cdef int make_resident(Region* region, uint64_t index, uint64_t word, bint writi
                 if not writing and not by_signal():
                     region.sums[index] = sum_folio(worker.folio, bytes)
                 error = frame_fill(folio, worker.folio, bytes, guarded)
-            if error == 0 and not writing and not guarded and worker.loaded and is_hot(region, index):
+            if error == 0 and not writing and not guarded and worker.loaded and is_hot(region, index, worker):
                 id = swap_promote(pool.swap, worker, id, region.hint.tiers, <uint64_t>at)
                 word = word_with_id(word, id)
             codec_give(worker)
@@ -593,6 +593,7 @@ cdef int make_part(Region* region, uint64_t index, uint64_t word, int part, bint
     cdef bint soon = turn_length(region, index, <uint32_t>us_read(&pool.left)) <= us_read(&pool.parts)
     cdef uint64_t others = region.sums[index] if word_partial(word) else 0
     cdef int error = swap_in_part(pool.swap, worker, word_id(word), part, bytes)
+    cdef bint hot
     region.broken[index // STAGE_SLOTS] = True
     if not word_partial(word):
         us_write(&pool.soon, us_read(&pool.soon) + ((65536 if soon else 0) - us_read(&pool.soon)) // 1024)
@@ -600,8 +601,9 @@ cdef int make_part(Region* region, uint64_t index, uint64_t word, int part, bint
     if error == 0:
         # What is written to will be stored anew, together with the parts that are not in place; and then maybe back
         # there.
-        if worker.loaded and (writing or is_hot(region, index)):
-            others |= 0 if is_hot(region, index) else PART_FILED
+        hot = worker.loaded and is_hot(region, index, worker)
+        if hot or (worker.loaded and writing and region.hint.tiers & TIER_ZSWAP):
+            others |= 0 if hot else PART_FILED
             word = word_with_id(word, swap_promote(pool.swap, worker, word_id(word), region.hint.tiers,
                                                    <uint64_t>&region.words[index]))
         sum = sum_folio(bytes, PART_BYTES)
@@ -903,7 +905,7 @@ cdef int stage_folio(Region* region, uint64_t index, char* frame, Worker* worker
     if error:
         error = swap_in(swap, worker, word_id(us_load(&region.words[index])), frame, FOLIO_BYTES, 0)
     if error == 0:
-        if worker.loaded and is_hot(region, index):
+        if worker.loaded and is_hot(region, index, worker):
             change_id(&region.words[index], swap_promote(swap, worker, word_id(us_load(&region.words[index])),
                                                          region.hint.tiers, <uint64_t>&region.words[index]))
         region.sums[index] = sum_folio(frame, FOLIO_BYTES)

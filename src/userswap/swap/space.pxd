@@ -122,7 +122,7 @@ cdef struct SwapSpace:
     int64_t part_ins            # parts of folios that came by themselves
     int64_t part_outs           # and that were stored so
     int64_t part_updates        # times that was done in place
-    int64_t promotions          # folios moved from a slot to zswap
+    int64_t promotions          # folios moved from a slot to zswap, or to one of a faster swap file
     int64_t demotions           # and from one swap file to a slower one
     int64_t writebacks          # folios moved from zswap to a slot, or put there at once
     int64_t slot_stored         # packed bytes in slots
@@ -198,8 +198,11 @@ cdef uint64_t swap_out_parts(SwapSpace* s, Worker* worker, uint64_t id, const vo
 cdef int swap_in(SwapSpace* s, Worker* worker, uint64_t id, void* data, int n, uint64_t folio) noexcept nogil
 # One part of a whole folio, PART_BYTES.
 cdef int swap_in_part(SwapSpace* s, Worker* worker, uint64_t id, int part, void* data) noexcept nogil
-# What a swap-in has just loaded with this worker moves to zswap if it came from a slot: the id from now on.
+# What a swap-in has just loaded with this worker moves, if it came from a slot: to zswap, or what may not be there or
+# does not compress to a faster swap file that has room. The id from now on.
 cdef uint64_t swap_promote(SwapSpace* s, Worker* worker, uint64_t id, uint32_t tiers, uint64_t holder) noexcept nogil
+# How many folios there are, or would have room, where swap_promote would move it; 0: it would do nothing.
+cdef int64_t swap_better(SwapSpace* s, const Worker* worker, uint32_t tiers) noexcept nogil
 # Is it in a swap file, just now: it takes long to read.
 cdef bint swap_far(SwapSpace* s, uint64_t id) noexcept nogil
 # For n folios that come together: what is in a swap file is read, packed as it is, to their frames (FOLIO_BYTES each,

@@ -607,16 +607,38 @@ cdef bint device_usable(SwapSpace* s) noexcept nogil:
     return False
 
 
+cdef int64_t tier_slots(SwapSpace* s, const Tier* tier) noexcept nogil:
+    cdef int64_t slots = 0
+    cdef int i
+    for i in range(tier.count):
+        slots += <int64_t>(s.places[tier.places[i]].limit // SLOT_BYTES)
+    return slots
+
+
 cdef bint above(SwapSpace* s, const Tier* tier, int percent) noexcept nogil:
     """Whether more than this part of a tier is in use."""
-    cdef int64_t used = 0, most = 0, device
+    cdef int64_t used = 0, device
     cdef int i
     for i in range(tier.count):
         device = us_read(&s.places[tier.places[i]].device)
-        most += <int64_t>(s.places[tier.places[i]].limit // SLOT_BYTES)
         if device >= 0:
             used += swapfile_used(s.devices[device])
-    return used > most // 100 * percent
+    return used > tier_slots(s, tier) // 100 * percent
+
+
+cdef Tier* faster_tier(SwapSpace* s, int device, uint32_t tiers) noexcept nogil:
+    """The fastest of these tiers of swap files that has room, if one is faster than this device; NULL: there is none.
+    What is full up to where demotion begins has no room, so nothing goes round."""
+    cdef int t, i
+    if s.inherited[device]:
+        return NULL
+    for t in range(s.tier_count):
+        for i in range(s.tiers[t].count):
+            if us_read(&s.places[s.tiers[t].places[i]].device) == device:
+                return NULL
+        if tiers & s.tiers[t].bit and not above(s, &s.tiers[t], HIGH_PERCENT):
+            return &s.tiers[t]
+    return NULL
 
 
 cdef void close_packed(SwapSpace* s, int device, int64_t slot, char* run, int length,
@@ -1326,11 +1348,12 @@ cdef int load_entry(SwapSpace* s, Worker* worker, uint64_t entry, void* data, in
         error = run_read(s, entry, worker.packed, n, -1, &length, worker.sums)
         if error:
             return error
-        if not slot_raw(entry):
-            worker.loaded = length
-            return codec_decompress(worker, worker.packed, length, data, n)
-        if length != n:
+        if slot_raw(entry) and length != n:
             return -EIO
+        worker.loaded = length
+        worker.source = entry
+        if not slot_raw(entry):
+            return codec_decompress(worker, worker.packed, length, data, n)
         memcpy(data, worker.packed, n)
         return 0
     return -EIO
@@ -1371,6 +1394,7 @@ cdef int swap_in_part(SwapSpace* s, Worker* worker, uint64_t id, int part, void*
             memcpy(data, worker.packed, PART_BYTES)
         elif error == 0:
             worker.loaded = length
+            worker.source = entry
             error = codec_part(worker, worker.packed, length, part, data)
     s.map.ops.unlock(s.map, id, entry)
     if error == 0:
@@ -1378,31 +1402,70 @@ cdef int swap_in_part(SwapSpace* s, Worker* worker, uint64_t id, int part, void*
     return error
 
 
+cdef uint64_t store_faster(SwapSpace* s, Worker* worker, uint32_t tiers, bint raw) noexcept nogil:
+    """What was just loaded, to a faster file than the one that it came from: the entry; 0: it stays where it is, which
+    is no failure."""
+    cdef Folio folio
+    cdef int device = 0, length = worker.loaded
+    cdef int64_t slot = 0
+    cdef Tier* tier = faster_tier(s, slot_device(worker.source), tiers)
+    if tier == NULL or (raw and raw_slots(length) != slot_count(worker.source)):
+        return 0
+    folio.length = length
+    folio.raw = raw
+    memcpy(folio.sums, worker.sums, sizeof(folio.sums))
+    if raw:
+        memset(worker.packed + length, 0, raw_slots(length) * SLOT_BYTES - length)
+    if run_write(s, tier.bit, ANY, worker.packed, &folio, 1, &device, &slot) != 0:
+        return 0
+    us_add(&s.slot_stored, <int64_t>folio_slots(&folio) * SLOT_BYTES)
+    return slot_make(device, slot, folio_slots(&folio), raw)
+
+
 cdef uint64_t swap_promote(SwapSpace* s, Worker* worker, uint64_t id, uint32_t tiers, uint64_t holder) noexcept nogil:
     cdef Leaving leaving
     cdef uint64_t entry
-    cdef int length = worker.loaded
-    worker.loaded = 0
-    if length == 0 or s.map.ops.bound or s.newest_first or not tiers & TIER_ZSWAP:
+    cdef bint raw = slot_raw(worker.source)
+    cdef Tier* tier
+    if worker.loaded == 0 or s.map.ops.bound or s.newest_first:
         return id
     memset(&leaving, 0, sizeof(leaving))
     # With the sums that it had in the file, of which only those are verified that were wanted.
-    store_packed(s, worker.packed, length, worker.sums, &leaving)
+    if tiers & TIER_ZSWAP and not raw:
+        store_packed(s, worker.packed, worker.loaded, worker.sums, &leaving)
+    else:
+        leaving.entry = store_faster(s, worker, tiers, raw)
+    worker.loaded = 0           # what was there may be encrypted now
     if leaving.entry == 0:
         return id
     us_chaos()
     entry = s.map.ops.lock(s.map, id)
-    if entry_type(entry) != SLOT:
-        s.map.ops.unlock(s.map, id, entry)      # another holder was faster
+    # Another holder was faster, or a swapoff or a demotion was at it. (Should it be back in the same slots by now it
+    # is the same data: who holds an id holds what it stands for.)
+    if entry_type(entry) != SLOT or entry != worker.source:
+        s.map.ops.unlock(s.map, id, entry)
         unstore(s, leaving.entry)
         return id
     id = s.map.ops.unlock(s.map, id, leaving.entry)
     us_chaos()
-    zswap_set_owner(s.zswap, entry_payload(leaving.entry), remembered(s, id, holder, tiers))
+    if entry_type(leaving.entry) == ZSWAP:
+        zswap_set_owner(s.zswap, entry_payload(leaving.entry), remembered(s, id, holder, tiers))
+    else:
+        set_slot_owner(s, leaving.entry, remembered(s, id, holder, tiers))
     us_add(&s.slot_stored, -<int64_t>slot_count(entry) * SLOT_BYTES)
     us_add(&s.promotions, 1)
     free_slots(s, 0, slot_device(entry), slot_offset(entry), slot_count(entry))
     return id
+
+
+cdef int64_t swap_better(SwapSpace* s, const Worker* worker, uint32_t tiers) noexcept nogil:
+    cdef Tier* tier
+    if worker.loaded == 0 or s.map.ops.bound or s.newest_first:
+        return 0
+    if tiers & TIER_ZSWAP and not slot_raw(worker.source):
+        return space_packed(s)
+    tier = faster_tier(s, slot_device(worker.source), tiers)
+    return tier_slots(s, tier) // RAW_SLOTS if tier != NULL else 0
 
 
 cdef bint swap_far(SwapSpace* s, uint64_t id) noexcept nogil:
@@ -1483,6 +1546,7 @@ cdef int swap_unpack(SwapSpace* s, Worker* worker, uint64_t entry, char* frame) 
         error = open_packed(s, entry, worker.packed, ALL_PARTS, &length, worker.sums)
         if error == 0:
             worker.loaded = length
+            worker.source = entry
             error = codec_decompress(worker, worker.packed, length, frame, FOLIO_BYTES)
     if error == 0:
         us_add(&s.swap_ins, 1)
