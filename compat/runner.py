@@ -151,7 +151,7 @@ def run_once(child: list[str], work: Path, reading: Reading, output: BinaryIO) -
         # NumPy builds extensions in its tests, with tools that it finds by name.
         "PATH": f"{Path(child[0]).parent}:{os.environ['PATH']}",
         "TMPDIR": str(work),
-        "PYTHONPATH": str(HERE / "cpython"),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE / "cpython"), os.environ.get("PYTHONPATH")])),
         "PYTHONFAULTHANDLER": "1",
         "PYTHONHASHSEED": "0",
         "PYTHONDONTWRITEBYTECODE": "1",

@@ -17,6 +17,7 @@ import userswap
 from helpers import check_empty, check_pool, data, fresh_pool, memory_cgroup, run_python
 from userswap.budget import default_budget, memory_limits, watched_levels
 from userswap.errors import BadSize, BudgetError
+from userswap.reclaim import watch
 from userswap.reclaim.watch import Reader
 
 MIB = 1 << 20
@@ -247,6 +248,12 @@ def test_coming_to_the_limit_takes_more(tree: Tree) -> None:
     calm = reader.look(1500 * MIB, SECOND)[0]
     tree.cgroup("outer/inner", 2 * GIB, 2000 * MIB, events=8)
     assert reader.look(1500 * MIB, SECOND + 1000)[0] < calm
+
+
+def test_the_reserve_of_no_limit_was_no_number() -> None:
+    assert [watch.reserve(limit) for limit in (1 << 60, (1 << 60) - 1, 10**12 + 99)] == [
+        limit // 10 for limit in (1 << 60, (1 << 60) - 1, 10**12 + 99)
+    ]
 
 
 def test_files_that_go_away_or_say_nothing_are_passed_over(tree: Tree) -> None:

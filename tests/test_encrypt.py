@@ -253,7 +253,7 @@ def test_a_core_dump_has_nothing_of_what_is_swapped_out(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-c", DUMPED, str(tmp_path / "swap")],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(HERE)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (hard, hard)),

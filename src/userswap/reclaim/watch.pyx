@@ -169,7 +169,9 @@ cdef void level_read(Level* level, int64_t total) noexcept nogil:
 
 
 cdef inline int64_t reserve_of(int64_t limit) noexcept nogil:
-    return limit * reserved_share // 100 if limit * reserved_share // 100 > least_reserve else least_reserve
+    # In two pieces, as a limit may be NO_LIMIT, of which many times as much is no number.
+    cdef int64_t share = limit // 100 * reserved_share + limit % 100 * reserved_share // 100
+    return share if share > least_reserve else least_reserve
 
 
 # ---- all of them, and the machine ----

@@ -1426,7 +1426,6 @@ cdef uint64_t swap_promote(SwapSpace* s, Worker* worker, uint64_t id, uint32_t t
     cdef Leaving leaving
     cdef uint64_t entry
     cdef bint raw = slot_raw(worker.source)
-    cdef Tier* tier
     if worker.loaded == 0 or s.map.ops.bound or s.newest_first:
         return id
     memset(&leaving, 0, sizeof(leaving))
